@@ -30,8 +30,8 @@ def package_dir() -> Path: # absolute
     return Path(cxr_explain.__file__).resolve().parent
 
 def repo_root() -> Path | None: # None when the package is installed without its checkout
-    "The project's checkout: the folder with `settings.ini` and `nbs/`."
-    root = package_dir().parent
+    "The project's checkout, with `settings.ini` and `nbs/`: `$CXR_EXPLAIN_ROOT`, else the package's own."
+    root = Path(os.environ.get('CXR_EXPLAIN_ROOT') or package_dir().parent).absolute()
     return root if (root/'settings.ini').is_file() and (root/'nbs').is_dir() else None
 
 # %% ../nbs/00_config.ipynb #81b65f78
@@ -176,7 +176,7 @@ def code_key(chapter:str,    # module name such as 'data'
     source = '\n'.join(cells) or f'import cxr_explain.{chapter}'
     h = hashlib.sha256(json.dumps([cells, profile.key()]).encode())
     for name, content in module_sources(source).items(): h.update(name.encode() + b'\0' + content + b'\0')
-    if root: h.update((root/'constraints.txt').read_bytes())
+    if root and (root/'constraints.txt').is_file(): h.update((root/'constraints.txt').read_bytes())
     return h.hexdigest()
 
 # %% ../nbs/00_config.ipynb #f5aa1414
@@ -342,19 +342,22 @@ def finish(self:Run) -> pd.DataFrame: # the chapter's records
     with atomic_path(self.path(timing)) as tmp: _write_json(self.times, tmp)
     self.outputs[name] = file_sha256(self.path(name))
     with atomic_path(self.path(f'stamps/{self.chapter}.json')) as tmp:
-        _write_json(dict(code=self.code, inputs=self.inputs, outputs=self.outputs), tmp)
+        _write_json(dict(code=self.code, data_dir=str(self.data_dir or ''), inputs=self.inputs,
+                         outputs=self.outputs), tmp)
     table = pd.DataFrame(self.records)
     return table[[c for c in SHOWN if c in table]]
 
 # %% ../nbs/00_config.ipynb #8475f1d4
 def is_fresh(chapter:str, # module name
              profile:Profile,
-             folder:Path  # of the run
+             folder:Path, # of the run
+             data_dir:str|Path='' # folder with real data; its path counts, its content is taken as unchanged
             ) -> bool:
     "Whether a chapter's stamp says that its code, its inputs and its outputs are what they were."
     stamp = Path(folder)/'stamps'/f'{chapter}.json'
     if not stamp.is_file(): return False
     facts = _read_json(stamp)
+    if facts.get('data_dir', '') != (str(Path(data_dir).absolute()) if data_dir else ''): return False
     def same(name, sha):
         body = _body(Path(folder)/name)
         return body.is_file() and file_sha256(body) == sha
