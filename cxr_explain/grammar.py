@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['SOLID', 'SAYABLE', 'OBJECTS', 'GENERIC', 'CERTAINTIES', 'DEVICE_CHANGES', 'PARTS', 'SEVERITY_WORDS', 'SCALE',
            'REGION', 'PLACES', 'BEFORE', 'AFTER', 'SEVERITY_OF', 'NOUNS', 'CHANGE_WORDS', 'CHANGE_TAILS', 'FORMS',
-           'TIPS', 'ANGLES', 'DENIAL_WORDS', 'DENY', 'NORMAL', 'CLEAR', 'NORMAL_WORDS', 'HABIT', 'FILLERS', 'CAUSES',
-           'HEADS', 'VIEWS', 'is_device', 'Statement', 'say', 'split_words', 'pick', 'severity_word', 'Phrase',
+           'TIPS', 'ANGLES', 'DENIAL_WORDS', 'DENY', 'NORMAL', 'CLEAR', 'NORMAL_WORDS', 'HABIT', 'FILLERS', 'HEADS',
+           'CAUSES', 'VIEWS', 'is_device', 'Statement', 'say', 'split_words', 'pick', 'severity_word', 'Phrase',
            'make_phrase', 'read_phrase', 'Form', 'suitable', 'sentence', 'denies', 'stated', 'contradictions',
            'draw_normals', 'denial_sentences', 'joint_sentence', 'fact_sentences', 'write_report', 'report_text',
-           'readings', 'read_sentence', 'split_sentences', 'parse_report']
+           'readings', 'read_sentence', 'split_sentences', 'parse_report', 'report_labels', 'surface_forms']
 
 # %% ../nbs/04_grammar.ipynb #5dbd9f2d
 import re
@@ -18,7 +18,7 @@ import numpy as np
 
 from .findings import LABELS, SEVERITIES, SIDES, Finding, ancestors
 
-# %% ../nbs/04_grammar.ipynb #30cd6bf5
+# %% ../nbs/04_grammar.ipynb #5d0c18b3
 SOLID = ('side', 'zone', 'severity')
 _OBJECTS = {  # object: (label, what can be said of it)
     'cardiac enlargement': ('Cardiomegaly', ('severity',)),
@@ -32,7 +32,6 @@ _OBJECTS = {  # object: (label, what can be said of it)
     'plaque': ('Pleural Other', SOLID), 'pleural thickening': ('Pleural Other', SOLID),
     'rib fracture': ('Fracture', SOLID)}
 
-# %% ../nbs/04_grammar.ipynb #6012dabc
 _DEVICES = {'endotracheal tube': (), 'nasogastric tube': (), 'sternal wires': (), 'central line': ('side',),
             'pacemaker': ('side',), 'chest drain': ('side', 'zone')}
 _GENERIC = {  # what a negation denies: "no pleural effusion" does not say which kind of effusion is absent
@@ -40,11 +39,10 @@ _GENERIC = {  # what a negation denies: "no pleural effusion" does not say which
     'lung lesion': 'Lung Lesion', 'opacity': 'Lung Opacity', 'pleural abnormality': 'Pleural Other',
     'fracture': 'Fracture', 'support device': 'Support Devices'}
 SAYABLE = ({o: what for o, (_, what) in _OBJECTS.items()} | _DEVICES  # object: fields that can be said of it
-           | {o: ('side',) for o in _GENERIC} | {'support device': (), 'normal chest': ()})
-OBJECTS = ({o: label for o, (label, _) in _OBJECTS.items()} | {o: 'Support Devices' for o in _DEVICES}
+           | dict.fromkeys(_GENERIC, ('side',)) | {'support device': (), 'normal chest': ()})
+OBJECTS = ({o: label for o, (label, _) in _OBJECTS.items()} | dict.fromkeys(_DEVICES, 'Support Devices')
            | _GENERIC | {'normal chest': 'No Finding'})               # object: label
 
-# %% ../nbs/04_grammar.ipynb #a172873d
 GENERIC = {OBJECTS[o]: o for o in ('cardiac enlargement', 'wide mediastinum', 'edema', 'pneumonia', 'pneumothorax',
                                    *_GENERIC)}                         # label: the object that a denial names
 CERTAINTIES = {'sure': 1, 'hedged': -1, 'denied': 0}                   # certainty: status of the finding
@@ -54,7 +52,7 @@ def is_device(obj:str) -> bool:
     "Tubes, lines and wires."
     return OBJECTS[obj] == 'Support Devices'
 
-# %% ../nbs/04_grammar.ipynb #1ebcfaf4
+# %% ../nbs/04_grammar.ipynb #32d375fb
 def _check_words(finding:Finding, obj:str):
     for name in SOLID:
         if getattr(finding, name) and name not in SAYABLE[obj]:
@@ -64,7 +62,7 @@ def _check_words(finding:Finding, obj:str):
         raise ValueError(f'change={finding.change!r} cannot be said of {obj!r}; use one of {DEVICE_CHANGES}')
 
 def _check_denial(finding:Finding, obj:str):
-    generic = GENERIC[OBJECTS[obj]] if OBJECTS[obj] in GENERIC else None
+    generic = GENERIC.get(OBJECTS[obj])
     if finding.status == 0 and finding.change is None and obj != generic:
         raise ValueError(f'{obj!r} cannot be denied by itself; a plain denial names the object {generic!r}')
     if (finding.change == 'resolved') and (finding.status != 0 or obj in _GENERIC):
@@ -76,7 +74,6 @@ def _check_denial(finding:Finding, obj:str):
     if finding.status != 0 and obj in _GENERIC:
         raise ValueError(f'{obj!r} is a word for denials; name the object that was seen, one of {tuple(_OBJECTS)}')
 
-# %% ../nbs/04_grammar.ipynb #f1b69f28
 @dataclass(frozen=True)
 class Statement:
     "What a reader reported: a finding, the object seen, and how sure the reader is."
@@ -110,7 +107,7 @@ def say(obj:str,               # one of `OBJECTS`
     if is_device(obj) and change in ('worse', 'better'): change = 'unchanged'
     return Statement(Finding(OBJECTS[obj], CERTAINTIES[certainty], change=change, **said), obj, certainty)
 
-# %% ../nbs/04_grammar.ipynb #571fa444
+# %% ../nbs/04_grammar.ipynb #7910c38a
 PARTS = ('dev', 'held_out')
 
 def split_words(text:str,    # 'a, b | c': two words for dev, one held out
@@ -124,7 +121,6 @@ def pick(rng:np.random.Generator, options:tuple): # one of the options
     "A uniform choice at the price of one random number."
     return options[int(rng.random() * len(options))]
 
-# %% ../nbs/04_grammar.ipynb #6266877a
 _SEVERITY = {
     'amount': ('trace, tiny | minimal', 'small | small-volume', 'moderate | moderate-sized', 'large | sizable'),
     'degree': ('minimal | very mild', 'mild | slight', 'moderate | moderately severe', 'severe, extensive | marked'),
@@ -135,16 +131,15 @@ _SEVERITY = {
                'severely, markedly | massively')}
 SEVERITY_WORDS = {scale: {s: split_words(w) for s, w in zip(SEVERITIES, words)} for scale, words in _SEVERITY.items()}
 
-# %% ../nbs/04_grammar.ipynb #0227e7c8
 _SCALES = {'amount': ('pneumothorax', 'meniscus effusion', 'layering effusion'), 'shift': ('rib fracture',),
            'size': ('nodule', 'mass', 'plaque')}
-SCALE = {o: 'degree' for o in _OBJECTS} | {o: scale for scale, objs in _SCALES.items() for o in objs}
+SCALE = dict.fromkeys(_OBJECTS, 'degree') | {o: scale for scale, objs in _SCALES.items() for o in objs}
 
 def severity_word(rng, part:str, scale:str, severity:str|None) -> str: # '' when severity is None
     "A word for a severity on the scale of the object."
     return pick(rng, SEVERITY_WORDS[scale][severity][part]) if severity else ''
 
-# %% ../nbs/04_grammar.ipynb #518658d3
+# %% ../nbs/04_grammar.ipynb #c39f1fe9
 _ZONES = {  # zone: (before the noun, after the noun)
     'apical': ('{s} apical', 'at the {s} apex | in the {s} lung apex'),
     'upper': ('{s} upper lobe, {s} upper lung | {s} upper zone', 'in the {s} upper lobe | in the {s} upper lung zone'),
@@ -154,14 +149,13 @@ _ZONES = {  # zone: (before the noun, after the noun)
     'perihilar': ('{s} perihilar', 'in the {s} perihilar region | near the {s} hilum'),
     'retrocardiac': ('{s} retrocardiac', 'in the {s} retrocardiac region | in the {s} retrocardiac space'),
     'diffuse': ('diffuse {s} | widespread {s}', 'throughout the {s} lung | scattered over the {s} lung'),
-    'mediastinal': ('{s} mediastinal | {s} paramediastinal', 'at the {s} mediastinal border | by the {s} mediastinal edge'),
+    'mediastinal': ('{s} mediastinal | {s} paramediastinal', 'at the {s} mediastinal border'),
     'chest wall': ('{s} chest wall', 'along the {s} chest wall | adjacent to the {s} chest wall')}
 _RIBS = {z: (f'{{s}} {w}', f'in the {{s}} {w} rib cage | within the {{s}} {w} rib cage')
          for z, w in dict(apical='uppermost', upper='upper', mid='mid', lower='lower', basal='lowermost',
                           perihilar='posterior', retrocardiac='posteromedial', diffuse='multilevel',
-                          mediastinal='medial').items()} | {'chest wall': ('{s} lateral', 'along the {s} lateral rib cage')}
+                          mediastinal='medial', **{'chest wall': 'lateral'}).items()}
 
-# %% ../nbs/04_grammar.ipynb #178589e9
 _SIDE_ONLY = {'lung': ('{s}, {s}-sided | {s}', 'in the {s} lung | within the {s} lung'),
               'chest': ('{s}, {s}-sided | {s}', 'on the {s} side | in the {s} hemithorax')}
 _BOTH = {'bilateral basilar': 'bibasilar', 'bilateral basal': 'bibasal', 'bilateral-sided': 'bilateral'}
@@ -177,8 +171,8 @@ def _after(template:str, side:str|None) -> str:
     *words, last = template.replace('the {s}', 'both').split()
     return ' '.join([*words, _PLURAL.get(last, last + 's')])
 
-# %% ../nbs/04_grammar.ipynb #9615eb6b
-REGION = {o: 'chest' for o in OBJECTS} | {'rib fracture': 'bone'} | {
+# %% ../nbs/04_grammar.ipynb #7b43b30d
+REGION = dict.fromkeys(OBJECTS, 'chest') | {'rib fracture': 'bone'} | {
     o: 'lung' for o, label in OBJECTS.items() if label == 'Lung Opacity' or 'Lung Opacity' in ancestors(label)}
 
 def _place_table(region:str) -> dict: # (side, zone): {part: (words before the noun, words after the noun)}
@@ -195,7 +189,6 @@ def _place_table(region:str) -> dict: # (side, zone): {part: (words before the n
 
 PLACES = {region: _place_table(region) for region in ('lung', 'chest', 'bone')}
 
-# %% ../nbs/04_grammar.ipynb #16f48070
 def _invert(table:dict) -> dict: # words: meaning
     meaning = {}
     for key, words in table.items():
@@ -209,39 +202,36 @@ AFTER = {r: _invert({k: v['dev'][1] + v['held_out'][1] for k, v in t.items()}) f
 SEVERITY_OF = {scale: _invert({k: v['dev'] + v['held_out'] for k, v in t.items()})
                for scale, t in SEVERITY_WORDS.items()}
 
-# %% ../nbs/04_grammar.ipynb #7ae59844
+# %% ../nbs/04_grammar.ipynb #4c8d388d
 _NOUNS = {
-    'cardiac enlargement': 'cardiomegaly, enlargement of the heart | cardiac enlargement, enlargement of the cardiac silhouette',
-    'wide mediastinum': 'mediastinal widening, widening of the mediastinum | mediastinal enlargement, broad mediastinum/',
-    'nodule': 'nodule/nodules, pulmonary nodule/pulmonary nodules | parenchymal nodule/parenchymal nodules, '
-              'nodular lesion/nodular lesions',
-    'mass': 'mass/masses, pulmonary mass/pulmonary masses | parenchymal mass/parenchymal masses, mass lesion/mass lesions',
-    'patchy opacity': 'patchy opacity/patchy opacities, ill-defined opacity/ill-defined opacities, /patchy opacities | '
-                      'patchy airspace opacity/patchy airspace opacities, patchy parenchymal opacity/patchy '
-                      'parenchymal opacities',
-    'hazy opacity': 'hazy opacity/hazy opacities, ground-glass opacity/ground-glass opacities | '
-                    'hazy opacification, veil-like opacity/veil-like opacities',
+    'cardiac enlargement': 'cardiomegaly, enlargement of the heart | cardiac enlargement, enlarged heart shadow',
+    'wide mediastinum': 'mediastinal widening, widening of the mediastinum | mediastinal enlargement',
+    'nodule': 'nodule*, pulmonary nodule* | parenchymal nodule*, nodular lesion*',
+    'mass': 'mass*, pulmonary mass* | parenchymal mass*, mass lesion*',
+    'patchy opacity': 'patchy opacity*, ill-defined opacity*, /patchy opacities | patchy airspace opacity*, '
+                      'patchy parenchymal opacity*',
+    'hazy opacity': 'hazy opacity*, ground-glass opacity* | hazy opacification, veil-like opacity*',
     'edema': 'pulmonary edema, interstitial edema, edema | interstitial pulmonary edema, edema of the lungs',
-    'lobar consolidation': 'consolidation/consolidations, airspace consolidation/airspace consolidations | consolidative '
-                           'opacity/consolidative opacities, parenchymal consolidation/parenchymal consolidations'}
-
-# %% ../nbs/04_grammar.ipynb #d0246929
-_NOUNS |= {
-    'pneumonia': 'pneumonia/pneumonias | pneumonic infiltrate/pneumonic infiltrates, bronchopneumonia',
+    'lobar consolidation': 'consolidation*, airspace consolidation* | consolidative opacity*, lobar consolidation*',
+    'pneumonia': 'pneumonia* | pneumonic infiltrate*, bronchopneumonia',
     'band atelectasis': 'atelectasis, linear atelectasis, subsegmental atelectasis | platelike atelectasis, '
                         'discoid atelectasis, bandlike atelectasis',
     'volume loss': 'atelectasis with volume loss, partial collapse | atelectatic collapse, collapse with volume loss',
     'pneumothorax': 'pneumothorax/pneumothoraces',
-    'meniscus effusion': 'pleural effusion/pleural effusions, effusion/effusions | pleural fluid, '
-                         'pleural fluid collection/pleural fluid collections',
-    'layering effusion': 'layering pleural effusion/layering pleural effusions, layering effusion/layering effusions | '
-                         'layering pleural fluid, dependent layering effusion/dependent layering effusions',
-    'plaque': 'pleural plaque/pleural plaques | pleural-based plaque/pleural-based plaques',
+    'meniscus effusion': 'pleural effusion*, effusion* | pleural fluid, pleural fluid collection*',
+    'layering effusion': 'layering pleural effusion*, layering effusion* | layering pleural fluid, layering fluid',
+    'plaque': 'pleural plaque* | pleural-based plaque*',
     'pleural thickening': 'pleural thickening | thickening of the pleura, pleural scarring',
-    'rib fracture': 'rib fracture/rib fractures | rib fracture deformity/rib fracture deformities, '
-                    'fractured rib/fractured ribs'}
+    'rib fracture': 'rib fracture* | rib fracture line*, fractured rib*'}
+_NOUNS |= {
+    'endotracheal tube': 'endotracheal tube*, ET tube* | tracheal tube*, orotracheal tube*',
+    'nasogastric tube': 'nasogastric tube*, enteric tube* | orogastric tube*, NG tube*',
+    'central line': 'central venous catheter*, central line* | central venous line*, central venous access catheter*',
+    'pacemaker': 'pacemaker*, cardiac pacing device* | chest wall pacemaker*, pacer*',
+    'chest drain': 'chest tube*, pleural drain* | thoracostomy tube*, chest drain*',
+    'sternal wires': '/sternal wires, /median sternotomy wires | /sternotomy wires, /sternal sutures'}
 
-# %% ../nbs/04_grammar.ipynb #1bd50848
+# %% ../nbs/04_grammar.ipynb #552c0764
 _NOUNS |= {
     'endotracheal tube': 'endotracheal tube/, ET tube/ | tracheal tube/, orotracheal tube/',
     'nasogastric tube': 'nasogastric tube/, enteric tube/ | orogastric tube/, NG tube/',
@@ -254,14 +244,16 @@ _NOUNS |= {
                    'thoracostomy tube/thoracostomy tubes, chest drain/chest drains',
     'sternal wires': '/sternal wires, /median sternotomy wires | /sternotomy wires, /sternal sutures'}
 
-# %% ../nbs/04_grammar.ipynb #da3fcf85
 def _noun(entry:str) -> tuple[str|None, str|None, bool]: # singular, plural, whether it is counted
+    if entry.endswith('*'):
+        one = entry[:-1]
+        return one, one[:-1] + 'ies' if one.endswith('y') else one + ('es' if one.endswith('s') else 's'), True
     one, slash, many = entry.partition('/')
     return (one or None), (many or None), bool(slash)
 
 NOUNS = {o: {p: tuple(_noun(e) for e in es) for p, es in split_words(text).items()} for o, text in _NOUNS.items()}
 _CARRIERS = {p: tuple(_noun(e) for e in es) for p, es in split_words(
-    'opacity/opacities, airspace opacity/airspace opacities | density/densities, infiltrate/infiltrates').items()}
+    'opacity*, airspace opacity* | density*, infiltrate*').items()}
 
 def _noun_table(nouns:dict) -> tuple[dict, re.Pattern]: # {noun: object}, pattern that finds the first, longest noun
     table = _invert({o: {w for p in PARTS for n in ns[p] for w in n[:2] if w} for o, ns in nouns.items()})
@@ -270,10 +262,11 @@ def _noun_table(nouns:dict) -> tuple[dict, re.Pattern]: # {noun: object}, patter
 
 _NOUN_OF, _CARRIER_OF = _noun_table(NOUNS), _noun_table({'carrier': _CARRIERS})
 
-# %% ../nbs/04_grammar.ipynb #2d35e4c5
+# %% ../nbs/04_grammar.ipynb #9ed30b72
 CHANGE_WORDS = {c: split_words(w) for c, w in {
     'new': 'new | newly seen', 'worse': 'increased, worsening | increasing, worsened',
-    'better': 'decreased, improving | improved, receding', 'unchanged': 'stable, unchanged | persistent, constant'}.items()}
+    'better': 'decreased, improving | improved, receding',
+    'unchanged': 'stable, unchanged | persistent, constant'}.items()}
 CHANGE_TAILS = {c: split_words(w) for c, w in {
     'new': 'new since the prior study, new from ___, not present previously | which was not there before, '
            'absent on the earlier film',
@@ -281,12 +274,11 @@ CHANGE_TAILS = {c: split_words(w) for c, w in {
              'earlier film, more extensive than previously',
     'better': 'decreased since the prior study, improved from before, smaller compared to ___ | having regressed since '
               'the earlier film, less extensive than previously',
-    'unchanged': 'unchanged since the prior study, similar to before, stable compared to ___ | without change since the '
-                 'earlier film, much the same as previously'}.items()}
+    'unchanged': 'unchanged since the prior study, similar to before, stable compared to ___ | much the same as '
+                 'previously, without change since the earlier film'}.items()}
 _CHANGE_OF = _invert({c: w['dev'] + w['held_out'] for c, w in CHANGE_WORDS.items()})
 _TAIL_OF = _invert({c: w['dev'] + w['held_out'] for c, w in CHANGE_TAILS.items()})
 
-# %% ../nbs/04_grammar.ipynb #cb27b481
 @dataclass(frozen=True)
 class Phrase:
     "A noun phrase without its article."
@@ -333,7 +325,7 @@ def read_phrase(text:str,                       # lower case
     if place is None or (behind and rest): return None
     return obj, dict(side=place[0], zone=place[1], severity=severity, change=change)
 
-# %% ../nbs/04_grammar.ipynb #ddbe2a0d
+# %% ../nbs/04_grammar.ipynb #1b38f606
 @dataclass(frozen=True)
 class Form:
     "One sentence template of one half of the grammar."
@@ -352,7 +344,6 @@ class Form:
 def _forms(text:str, certainty:str, kind:str='finding', change:str|None=None) -> list[Form]:
     return [Form(t, p, certainty, kind, change) for p, ts in split_words(text, ';').items() for t in ts]
 
-# %% ../nbs/04_grammar.ipynb #13d54eb0
 FORMS = _forms('''{n}; there {is} {a}; {a} {is} seen; {a} {is} present; {a} {is} noted; {a} {is} identified;
     {a} {is} visible; {a} {is} demonstrated; the study shows {a}; there {is} evidence of {n}; there {is} {a} present |
     the radiograph demonstrates {a}; {a} can be seen; note is made of {a}; {a} {is} apparent; {a} {is} evident;
@@ -367,7 +358,7 @@ FORMS += _forms('''possible {n}; {a} {is} possible; there may be {a}; {a} cannot
     equivocal {n}; appearances could reflect {a}; {a} cannot be ruled out; the picture is suspicious for {a};
     potential {n}; it is uncertain whether there {is} {a}; this might reflect {a}''', 'hedged')
 
-# %% ../nbs/04_grammar.ipynb #7ce3069a
+# %% ../nbs/04_grammar.ipynb #1e438dc1
 FORMS += _forms('''the heart is {adv}enlarged; heart size is {adv}enlarged; the cardiac silhouette is {adv}enlarged |
     the heart appears {adv}enlarged; cardiac size appears {adv}enlarged; the heart shadow is {adv}enlarged''',
     'sure', 'cardiac enlargement')
@@ -381,7 +372,6 @@ FORMS += _forms('''the mediastinum may be {adv}widened; the mediastinum is possi
 FORMS += _forms('''{deg}pulmonary vascular congestion; there is {deg}pulmonary vascular congestion |
     {deg}vascular congestion is seen; the radiograph demonstrates {deg}vascular congestion''', 'hedged', 'edema')
 
-# %% ../nbs/04_grammar.ipynb #b026a734
 FORMS += _forms('''blunting of {angle}; there is blunting of {angle}; {angle} {isangle} blunted | {angle} {isangle}
     obscured; loss of {angle} is apparent; blunted appearance of {angle}''', 'hedged', 'meniscus effusion')
 FORMS += _forms('''{c} consistent with pneumonia; there {is} {ca} compatible with pneumonia; {ca} {is} seen, likely
@@ -395,10 +385,10 @@ FORMS += _forms('''{c} consistent with atelectasis; there {is} {ca}, likely atel
 FORMS += _forms('''{c} which may represent atelectasis; there {is} {ca}, possibly atelectasis |
     {ca} {is} observed that might be atelectasis; {c}, perhaps atelectasis''', 'hedged', 'band atelectasis')
 
-# %% ../nbs/04_grammar.ipynb #1fb05996
+# %% ../nbs/04_grammar.ipynb #73d2f923
 _CHANGED = {
-    'new': '''interval development of {a}; there {is} now {a}; interval appearance of {a} | {a} {has} developed since the
-        earlier film; {a} {has} appeared in the interim''',
+    'new': '''interval development of {a}; there {is} now {a}; interval appearance of {a} |
+        {a} {has} developed since the earlier film; {a} {has} appeared in the interim''',
     'worse': '''interval increase in {n}; interval worsening of {n}; {n} {has} worsened | {n} {has} progressed;
         progression of {n} is observed''',
     'better': '''interval decrease in {n}; interval improvement in {n}; {n} {has} improved | {n} {has} regressed;
@@ -410,34 +400,33 @@ FORMS += _forms('''previously seen {n} {has} resolved; interval resolution of {n
     resolved {n} | the earlier {n} {is} no longer apparent; {n} {has} cleared since the earlier film;
     {n} {has} disappeared in the interim''', 'denied', 'finding', 'resolved')
 
-# %% ../nbs/04_grammar.ipynb #cb2e1f92
 FORMS += _forms('''{n}; there {is} {a}; {a} {is} present; {a} {is} in place; {a} {is} seen; {a} {is} noted |
-    {a} can be seen; note is made of {a}; {a} projects over the chest; the patient carries {a}; {a} {is} in situ''',
+    {a} can be seen; note is made of {a}; {a} {is} projected over the chest; {a} {is} in situ''',
     'sure', 'device')
 FORMS += _forms('possible {n}; there may be {a}; {a} could be present | {a} might be present; perhaps {n}',
                 'hedged', 'device')
 FORMS += _forms('''interval placement of {a}; {a} {has} been placed; interval insertion of {a} |
-    {a} {has} been inserted since the earlier film; {a} {has} been introduced in the interim''', 'sure', 'device', 'new')
-FORMS += _forms('''{n} {is} unchanged; {n} {is} in unchanged position; {n} {is} again noted | {n} {is} where it was on the
-    earlier film; {a} {is} redemonstrated''', 'sure', 'device', 'unchanged')
+    {a} {has} been inserted since the earlier film; {a} {has} been introduced in the interim''',
+    'sure', 'device', 'new')
+FORMS += _forms('''{n} {is} unchanged; {n} {is} in unchanged position; {n} {is} again noted |
+    {n} {is} in the same place as on the earlier film; {a} {is} redemonstrated''', 'sure', 'device', 'unchanged')
 FORMS += _forms('''{n} {has} been removed; interval removal of {n}; {n} {is} no longer seen |
     {n} {has} been taken out since the earlier film; {n} {is} no longer in situ''', 'denied', 'device', 'resolved')
 
-# %% ../nbs/04_grammar.ipynb #53ff4352
+# %% ../nbs/04_grammar.ipynb #222c2775
 TIPS = {o: split_words(text) for o, text in {
     'endotracheal tube': 'with tip above the carina, terminating in the mid trachea, in standard position | '
                          'its tip lying well above the carina, ending in the trachea',
     'nasogastric tube': 'with tip in the stomach, coursing below the diaphragm, terminating in the stomach | '
                         'its tip lying below the left hemidiaphragm, ending in the gastric body',
-    'central line': 'with tip in the superior vena cava, terminating in the mid SVC, with tip at the cavoatrial junction | '
-                    'its tip lying over the superior vena cava, ending in the lower SVC',
+    'central line': 'with tip in the superior vena cava, terminating in the mid SVC, ending in the right atrium | '
+                    'its tip lying over the superior vena cava, pointing down the SVC',
     'pacemaker': 'with leads in the right atrium and right ventricle, leads in expected position | '
                  'its leads ending over the right heart',
     'chest drain': 'with tip in the pleural space, directed toward the apex | its tip lying in the pleural cavity',
     'sternal wires': 'which are intact, aligned | none of them broken'}.items()}
 _TIP_WORDS = {w.lower() for t in TIPS.values() for p in PARTS for w in t[p]}
 
-# %% ../nbs/04_grammar.ipynb #f398bb4f
 _CARRIES = {'adv': ('severity',), 'deg': ('severity',), 'angle': ('side',)}
 
 def _fits(form:Form, said:tuple) -> bool: # `said`: names of the fields that must be sayable
@@ -452,7 +441,7 @@ def suitable(part:str, obj:str, certainty:str, change:str|None, said:tuple) -> t
     return tuple(f for f in FORMS for _ in range(kinds.get(f.kind, 0))
                  if (f.part, f.certainty, f.change) == (part, certainty, change) and _fits(f, said))
 
-# %% ../nbs/04_grammar.ipynb #0c811d92
+# %% ../nbs/04_grammar.ipynb #9d60345f
 ANGLES = {None: 'the costophrenic angle', 'left': 'the left costophrenic angle',
           'right': 'the right costophrenic angle', 'bilateral': 'both costophrenic angles'}
 _ANGLE_OF = _invert({k: (v,) for k, v in ANGLES.items()})
@@ -471,7 +460,6 @@ def _fill(form:Form, st:Statement, rng, part:str, change:str|None) -> str:
                      isangle='are' if f.side == 'bilateral' else 'is')
     return form.text.format(**slots)
 
-# %% ../nbs/04_grammar.ipynb #300b4fd4
 def _said(f:Finding) -> tuple: return tuple(k for k in SOLID if getattr(f, k))
 
 def sentence(st:Statement, rng:np.random.Generator, part:str='dev', terse:bool=False # prefer bare phrases
@@ -490,7 +478,7 @@ def sentence(st:Statement, rng:np.random.Generator, part:str='dev', terse:bool=F
     if change and not in_form and not adjective: text += ', ' + pick(rng, CHANGE_TAILS[change][part])
     return text[0].upper() + text[1:]
 
-# %% ../nbs/04_grammar.ipynb #7fcbb9cf
+# %% ../nbs/04_grammar.ipynb #dbd2dc88
 DENIAL_WORDS = {o: split_words(w) for o, w in {
     'cardiac enlargement': 'cardiomegaly | cardiac enlargement', 'wide mediastinum': 'mediastinal widening | '
     'widening of the mediastinum', 'edema': 'pulmonary edema, edema | interstitial edema, pulmonary congestion',
@@ -504,29 +492,28 @@ DENIAL_WORDS = {o: split_words(w) for o, w in {
     'support device': 'support device | indwelling device'}.items()}
 _DENIED_BY = _invert({o: w['dev'] + w['held_out'] for o, w in DENIAL_WORDS.items()})
 
-# %% ../nbs/04_grammar.ipynb #29aa47bd
 _DENY = '''no {list}; there is no {list}; no evidence of {list}; there is no evidence of {list}; no {list} is seen;
     no {list} is identified; without evidence of {list}; no definite {list}; negative for {list} |
     no radiographic evidence of {list}; no sign of {list}; the film is negative for {list}; i see no {list};
     no {list} can be seen; free of {list}; there are no signs of {list}; no {list} is apparent'''
 DENY = {p: tuple(Form(t, p, 'denied', 'list') for t in ts) for p, ts in split_words(_DENY, ';').items()}
 
-# %% ../nbs/04_grammar.ipynb #15c61e12
+# %% ../nbs/04_grammar.ipynb #f7d75e3d
 _NORMAL = {
-    ('cardiac enlargement',): '''heart size is normal; the heart is not enlarged; the cardiac silhouette is within normal
-        limits; the heart is normal in size; heart size is at the upper limits of normal | the heart is of normal size;
+    ('cardiac enlargement',): '''heart size is normal; the heart is not enlarged;
+        the cardiac silhouette is within normal limits; the heart is normal in size;
+        heart size is at the upper limits of normal | the heart is of normal size;
         cardiac size is unremarkable; the heart shadow is not enlarged''',
-    ('wide mediastinum',): '''mediastinal contours are unremarkable; the mediastinum is not widened; mediastinal contours
-        are normal | the mediastinum is of normal width; the mediastinal silhouette is unremarkable''',
+    ('wide mediastinum',): '''mediastinal contours are unremarkable; the mediastinum is not widened;
+        mediastinal contours are normal | the mediastinum is of normal width; the mediastinum is unremarkable''',
     ('cardiac enlargement', 'wide mediastinum'): '''the cardiomediastinal silhouette is normal; cardiomediastinal
         contours are within normal limits; heart and mediastinum are unremarkable | heart and mediastinal contours are
         normal; the cardiomediastinal outline is unremarkable''',
-    ('opacity',): '''the lungs are clear; lungs are clear bilaterally; the lungs are well expanded and clear; clear lungs |
+    ('opacity',): '''the lungs are clear; lungs are clear bilaterally; the lungs are well expanded and clear |
         both lungs are clear; the lung fields are clear; the lungs are free of opacity''',
     ('edema',): '''pulmonary vasculature is normal; the pulmonary vessels are normal in caliber |
         vascular markings are unremarkable; the pulmonary vascularity is normal'''}
 
-# %% ../nbs/04_grammar.ipynb #c286e15f
 _NORMAL |= {
     ('pleural effusion',): '''the costophrenic angles are sharp; costophrenic angles are clear |
         both costophrenic sulci are sharp; the costophrenic recesses are free''',
@@ -542,7 +529,7 @@ CLEAR = split_words('''no acute cardiopulmonary process; no acute cardiopulmonar
     no acute disease of the chest; normal study of the chest''', ';')
 NORMAL_WORDS = {t: objs for p in PARTS for objs, ts in NORMAL[p].items() for t in ts}
 
-# %% ../nbs/04_grammar.ipynb #4d6958a0
+# %% ../nbs/04_grammar.ipynb #39947359
 _ABOVE = {label: (label, *ancestors(label)) for label in LABELS}
 
 def _overlap(a:str|None, b:str|None) -> bool: return a == b or None in (a, b) or 'bilateral' in (a, b)
@@ -563,7 +550,6 @@ def contradictions(statements) -> list[tuple[Statement, Statement]]:
     return [(d, s) for d in statements if d.certainty == 'denied' for s in said if denies(d, s)] + [
             (c, s) for c in clear for s in said if not is_device(s.object)]
 
-# %% ../nbs/04_grammar.ipynb #bd58fb8b
 HABIT = {'cardiac enlargement': .8, 'wide mediastinum': .5, 'opacity': .45, 'consolidation': .6, 'edema': .35,
          'pneumothorax': .85, 'pleural effusion': .85, 'fracture': .3, 'pneumonia': .12, 'lung lesion': .06,
          'atelectasis': .05, 'pleural abnormality': .04} # object: how often its absence is mentioned
@@ -581,10 +567,11 @@ def draw_normals(said:list, rng) -> list[Statement]: # denials of generic object
         if _may_deny(obj, said): out += [_NORMALS[obj]] if u < habit else []
         elif obj in ('pleural effusion', 'pneumothorax') and u < .3:
             sides = {s.finding.side for s in said if s.finding.label == OBJECTS[obj]}
-            if sides in ({'left'}, {'right'}): out.append(say(obj, 'denied', side='right' if 'left' in sides else 'left'))
+            other = {('left',): 'right', ('right',): 'left'}.get(tuple(sides))
+            if other: out.append(say(obj, 'denied', side=other))
     return out
 
-# %% ../nbs/04_grammar.ipynb #33d91a75
+# %% ../nbs/04_grammar.ipynb #550c56ae
 def _list(words:list[str], rng) -> str:
     joint = ' or ' if rng.random() < .7 else ' nor '
     if len(words) < 3: return (' or ').join(words)
@@ -607,7 +594,21 @@ def denial_sentences(denied:list, rng, part:str) -> list[tuple[str, Statement]]:
     groups = [rest[i:i+size] for i in range(0, len(rest), size)] + [[s] for s in denied if s.finding.side]
     return out + [(_deny(g, rng, part), g[0]) for g in groups]
 
-# %% ../nbs/04_grammar.ipynb #970669fb
+_JOINTS = {'sure': (' and ', ' as well as '), 'hedged': (' or ', ' versus ')}
+
+def _joinable(s:Statement) -> bool: return not is_device(s.object) and s.certainty != 'denied' and not s.finding.change
+
+def joint_sentence(a:Statement, b:Statement, rng, part:str) -> str:
+    "Two statements of equal certainty, without change, in one sentence."
+    forms = tuple(f for f in suitable(part, a.object, a.certainty, None, SOLID) if f.kind == 'finding')
+    form, joint = pick(rng, forms), pick(rng, _JOINTS[a.certainty])
+    p, q = (make_phrase(s.finding, rng, part, NOUNS[s.object], SCALE[s.object], REGION[s.object]) for s in (a, b))
+    many = p.many if form.text.startswith('there') or a.certainty == 'hedged' else True
+    text = form.text.format(a=p.with_article + joint + q.with_article, n=p.text + joint + q.text,
+                            **{'is': 'are' if many else 'is', 'has': 'have' if many else 'has'})
+    return text[0].upper() + text[1:]
+
+# %% ../nbs/04_grammar.ipynb #a8506250
 FILLERS = {k: split_words(text, ';') for k, text in {
     'prior': '''comparison is made with the study of ___; in comparison with the study of ___, technique is similar |
         the earlier film of ___ was reviewed; the present film is read beside that of ___''',
@@ -620,12 +621,26 @@ FILLERS = {k: split_words(text, ';') for k, text in {
     'close': 'clinical correlation is recommended | please correlate with the clinical picture'}.items()}
 _FACTLESS = {t.lower() for f in FILLERS.values() for p in PARTS for t in f[p]}
 
-# %% ../nbs/04_grammar.ipynb #e083b522
+_HEADS = {'lungs': 'Lungs | Parenchyma', 'heart': 'Heart and mediastinum | Cardiac and mediastinal outline',
+          'pleura': 'Pleura | Pleural spaces', 'bones': 'Bones | Skeleton',
+          'devices': 'Lines and tubes | Support devices',
+          'other': 'Other | Further remarks'}
+HEADS = {k: split_words(v) for k, v in _HEADS.items()}
+_PARAGRAPH = {'Cardiomegaly': 'heart', 'Enlarged Cardiomediastinum': 'heart', 'Pneumothorax': 'pleura',
+              'Pleural Effusion': 'pleura', 'Pleural Other': 'pleura', 'Fracture': 'bones',
+              'Support Devices': 'devices', 'No Finding': 'other'}
+_ORDERS = tuple(tuple(order.split()) for order in (
+    'devices heart lungs pleura bones other', 'lungs pleura heart bones devices other',
+    'heart lungs pleura bones devices other', 'devices lungs pleura heart bones other'))
+
+def _paragraph(s:Statement) -> str: return _PARAGRAPH.get(s.finding.label, 'lungs')
+
+# %% ../nbs/04_grammar.ipynb #3071fa48
 _HISTORY = {k: split_words(text, ';') for k, text in {
     None: 'cough; chest pain; preoperative evaluation; shortness of breath | thoracic discomfort; routine examination',
     'heart failure': 'known CHF and dyspnea; heart failure, short of breath; leg swelling and orthopnea | '
                      'cardiac decompensation; swollen legs and breathlessness at night',
-    'infection': 'fever and productive cough; fever and leukocytosis; sepsis | high temperature with sputum; raised CRP',
+    'infection': 'fever and productive cough; fever and leukocytosis; sepsis | high temperature; raised CRP',
     'malignancy': 'weight loss; history of lung cancer; known malignancy | wasting and a long smoking history; staging',
     'trauma': 'motor vehicle collision; status post fall; chest trauma | fell from a ladder; blunt injury to the chest',
     'critical illness': 'respiratory failure, intubated; line placement; ICU admission | ventilated patient; shock',
@@ -635,7 +650,6 @@ _ASKS = split_words('''evaluate for pneumonia; evaluate for acute process; asses
     question of acute disease; what is the cause; please assess the chest''', ';')
 CAUSES = tuple(k for k in _HISTORY if k)
 
-# %% ../nbs/04_grammar.ipynb #73996f4f
 def _indication(rng, part:str, sex:str, age:float, history:tuple, has_prior:bool, deidentified:bool) -> str:
     person = pick(rng, ('woman', 'female') if sex == 'F' else ('man', 'male'))
     years = '___' if deidentified else str(int(age))
@@ -653,38 +667,10 @@ def _technique(rng, view:str, part:str) -> str:
     text = pick(rng, _TECHNIQUE[view.upper()][part])
     return f'{text[0].upper()}{text[1:]}.'
 
-_COMPARED = {True: split_words('___, Chest radiograph ___, Prior study of ___ | Earlier film of ___, Radiograph from ___'),
+_COMPARED = {True: split_words('___, Chest radiograph ___, Prior study of ___ | Earlier film of ___, Film from ___'),
              False: split_words('None, None available | No earlier film')}
 
-# %% ../nbs/04_grammar.ipynb #488eec6e
-_JOINTS = {'sure': (' and ', ' as well as '), 'hedged': (' or ', ' versus ')}
-
-def _joinable(s:Statement) -> bool: return not is_device(s.object) and s.certainty != 'denied' and not s.finding.change
-
-def joint_sentence(a:Statement, b:Statement, rng, part:str) -> str:
-    "Two statements of equal certainty, without change, in one sentence."
-    forms = tuple(f for f in suitable(part, a.object, a.certainty, None, SOLID) if f.kind == 'finding')
-    form, joint = pick(rng, forms), pick(rng, _JOINTS[a.certainty])
-    p, q = (make_phrase(s.finding, rng, part, NOUNS[s.object], SCALE[s.object], REGION[s.object]) for s in (a, b))
-    many = p.many if form.text.startswith('there') or a.certainty == 'hedged' else True
-    text = form.text.format(a=p.with_article + joint + q.with_article, n=p.text + joint + q.text,
-                            **{'is': 'are' if many else 'is', 'has': 'have' if many else 'has'})
-    return text[0].upper() + text[1:]
-
-# %% ../nbs/04_grammar.ipynb #01ea65a5
-_HEADS = {'lungs': 'Lungs | Parenchyma', 'heart': 'Heart and mediastinum | Cardiac and mediastinal outline',
-          'pleura': 'Pleura | Pleural spaces', 'bones': 'Bones | Skeleton', 'devices': 'Lines and tubes | Support devices',
-          'other': 'Other | Further remarks'}
-HEADS = {k: split_words(v) for k, v in _HEADS.items()}
-_PARAGRAPH = {'Cardiomegaly': 'heart', 'Enlarged Cardiomediastinum': 'heart', 'Pneumothorax': 'pleura',
-              'Pleural Effusion': 'pleura', 'Pleural Other': 'pleura', 'Fracture': 'bones', 'Support Devices': 'devices',
-              'No Finding': 'other'}
-_ORDERS = (('devices', 'heart', 'lungs', 'pleura', 'bones', 'other'), ('lungs', 'pleura', 'heart', 'bones', 'devices', 'other'),
-           ('heart', 'lungs', 'pleura', 'bones', 'devices', 'other'), ('devices', 'lungs', 'pleura', 'heart', 'bones', 'other'))
-
-def _paragraph(s:Statement) -> str: return _PARAGRAPH.get(s.finding.label, 'lungs')
-
-# %% ../nbs/04_grammar.ipynb #bc8ac5c4
+# %% ../nbs/04_grammar.ipynb #9ef19acf
 def fact_sentences(said:list, rng, part:str, terse:bool=False) -> list[tuple[str, str]]: # (sentence, paragraph)
     "Sentences for statements that are not plain denials; sometimes two in one."
     out, queue = [], list(said)
@@ -701,7 +687,6 @@ def _filler(kind:str, rng, part:str) -> tuple[str, str]:
     text = pick(rng, FILLERS[kind][part])
     return text[0].upper() + text[1:], 'other'
 
-# %% ../nbs/04_grammar.ipynb #31ffc6f4
 def _findings(said:list, plain:list, rng, part:str, has_prior:bool) -> list[tuple[str, str]]:
     facts = fact_sentences(said, rng, part)
     denials = [(t, _paragraph(s)) for t, s in denial_sentences(plain, rng, part)]
@@ -714,7 +699,7 @@ def _findings(said:list, plain:list, rng, part:str, has_prior:bool) -> list[tupl
     if has_prior and rng.random() < .25: items.insert(0, _filler('prior', rng, part))
     return items
 
-# %% ../nbs/04_grammar.ipynb #d1665006
+# %% ../nbs/04_grammar.ipynb #905a5dc2
 def _shorten(s:Statement, rng) -> Statement:
     drop = {k: None for k in ('zone', 'severity') if rng.random() < .3}
     return replace(s, finding=replace(s.finding, **drop))
@@ -728,13 +713,14 @@ def _impression(said:list, plain:list, rng, part:str, has_prior:bool, full:bool)
         items.insert(0, (text[0].upper() + text[1:], 'other'))
     if full or (plain and rng.random() < .2): items += [(t, 'other') for t, _ in denial_sentences(
         plain if full else [pick(rng, tuple(plain))], rng, part)]
-    changed = {s.finding.change for s in said} - {None, 'unchanged'}
-    for kind, when in dict(stable=has_prior and not changed, lesion=any(s.finding.label == 'Lung Lesion' for s in stated(said)),
-                           note=bool(stated(said)), close=bool(stated(said))).items():
-        if when and rng.random() < (.3 if kind in ('stable', 'lesion') else .07): items.append(_filler(kind, rng, part))
-    return items
+    return items + _remarks(said, rng, part, has_prior)
 
-# %% ../nbs/04_grammar.ipynb #7100b1ba
+def _remarks(said:list, rng, part:str, has_prior:bool) -> list[tuple[str, str]]:
+    seen, changed = stated(said), {s.finding.change for s in said} - {None, 'unchanged'}
+    fit = dict(stable=(.3, has_prior and not changed), lesion=(.3, any(s.finding.label == 'Lung Lesion' for s in seen)),
+               note=(.07, bool(seen)), close=(.07, bool(seen)))
+    return [_filler(kind, rng, part) for kind, (often, fits) in fit.items() if fits and rng.random() < often]
+
 def _lay_out(items:list, rng, part:str, layout:str) -> str:
     if layout == 'bullets': return '\n'.join(f'- {t}.' for t, _ in items)
     if layout == 'numbers': return '\n'.join(f'{i}. {t}.' for i, (t, _) in enumerate(items, 1))
@@ -753,7 +739,7 @@ def _invent(text:str, rng) -> str:
         return f'{m[1]}{1 + int(rng.random()*28)} {pick(rng, _MONTHS)} {2001 + int(rng.random()*20)}'
     return re.sub(r'((?:Dr\. |at )?)___', new, text)
 
-# %% ../nbs/04_grammar.ipynb #44d6c849
+# %% ../nbs/04_grammar.ipynb #9eb2ca44
 VIEWS = ('PA', 'AP', 'lateral')
 
 def _check_input(statements:list, rng, view, sex, age, has_prior, history, style):
@@ -763,7 +749,7 @@ def _check_input(statements:list, rng, view, sex, age, has_prior, history, style
             raise ValueError(f'{s.object!r} has change={s.finding.change!r} but has_prior=False; drop the change')
     if clash := contradictions(statements):
         raise ValueError(f'contradiction: {clash[0][0]} and {clash[0][1]}; leave one of them out')
-    if not isinstance(rng, np.random.Generator): raise ValueError(f'rng={rng!r} must be a np.random.Generator; see make_rng')
+    if not isinstance(rng, np.random.Generator): raise ValueError(f'rng={rng!r} is no Generator; use make_rng')
     if str(view).upper() not in _TECHNIQUE: raise ValueError(f'view={view!r} is not one of {VIEWS}')
     if sex not in ('F', 'M'): raise ValueError(f"sex={sex!r} must be 'F' or 'M'")
     if not 0 <= age <= 130: raise ValueError(f'age={age!r} must be years between 0 and 130')
@@ -802,11 +788,12 @@ def report_text(report:dict[str, str]) -> str:
     "A report as one text with its section titles."
     return '\n\n'.join(f'{k.upper()}: {t}' for k, t in report.items() if t)
 
-# %% ../nbs/04_grammar.ipynb #b6145dec
+# %% ../nbs/04_grammar.ipynb #e0624643
 def _words_of(scale:str) -> str: return '|'.join(sorted(map(re.escape, SEVERITY_OF[scale]), key=len, reverse=True))
 
 _SLOT = {'a': '(?P<np>.+)', 'n': '(?P<np>.+)', 'ca': '(?P<np>.+)', 'c': '(?P<np>.+)', 'is': '(?:is|are)',
-         'has': '(?:has|have)', 'isangle': '(?:is|are)', 'list': '(?P<list>.+)', 'angle': f"(?P<angle>{'|'.join(_ANGLE_OF)})",
+         'has': '(?:has|have)', 'isangle': '(?:is|are)', 'list': '(?P<list>.+)',
+         'angle': f"(?P<angle>{'|'.join(_ANGLE_OF)})",
          'adv': f"(?:(?P<adverb>{_words_of('adverb')}) )?", 'deg': f"(?:(?P<degree>{_words_of('degree')}) )?"}
 
 def _pattern(form:Form) -> tuple[str, re.Pattern]: # a literal piece that must be there, the whole pattern
@@ -815,7 +802,6 @@ def _pattern(form:Form) -> tuple[str, re.Pattern]: # a literal piece that must b
 
 _READERS = [(*_pattern(f), f) for f in sorted([*FORMS, *DENY['dev'], *DENY['held_out']], key=lambda f: -len(f.text))]
 
-# %% ../nbs/04_grammar.ipynb #8706c293
 def _phrases(text:str, form:Form) -> list: # [(object, fields)], empty if unreadable
     carrier = form.kind if {'c', 'ca'} & set(form.slots) else None
     for joint in (None, *_JOINTS.get(form.certainty, ())):
@@ -833,7 +819,7 @@ def _one(form:Form, obj:str, fields:dict, tail:str|None, tip:bool) -> Statement 
     try: return Statement(Finding(OBJECTS[obj], CERTAINTIES[form.certainty], **fields), obj, form.certainty)
     except ValueError: return None # a foreign sentence may say what no statement can
 
-# %% ../nbs/04_grammar.ipynb #c3444112
+# %% ../nbs/04_grammar.ipynb #8bcb2bec
 def _read_list(text:str) -> tuple: # statements; empty if unreadable
     out = []
     for item in re.split(r',? (?:or|nor) |, ', text):
@@ -849,11 +835,11 @@ def _read_form(form:Form, m:re.Match, tail:str|None, tip:bool) -> tuple: # state
     if got.get('np'): read = _phrases(got['np'], form)
     else:
         scale = 'adverb' if 'adv' in form.slots else 'degree'
-        read = [(form.kind, dict(severity=SEVERITY_OF[scale].get(got.get(scale)), side=_ANGLE_OF.get(got.get('angle'))))]
+        fields = dict(severity=SEVERITY_OF[scale].get(got.get(scale)), side=_ANGLE_OF.get(got.get('angle')))
+        read = [(form.kind, fields)]
     out = tuple(_one(form, obj, fields, tail, tip) for obj, fields in read)
     return out if all(out) else ()
 
-# %% ../nbs/04_grammar.ipynb #437d6d6e
 def _strip_tails(text:str): # body, change of its tail, whether a tip was named
     body, tail, tip = text, None, False
     while ', ' in body:
@@ -875,7 +861,7 @@ def readings(text:str): # lower case, without its full stop; yields tuples of st
 
 _CLEAR_WORDS = {t for p in PARTS for t in CLEAR[p]}
 
-# %% ../nbs/04_grammar.ipynb #99b54e9e
+# %% ../nbs/04_grammar.ipynb #78555aae
 @lru_cache(maxsize=65536)
 def read_sentence(text:str) -> tuple[Statement, ...] | None: # None: not a sentence of this grammar
     "The facts of one sentence (lower case, without its full stop)."
@@ -891,7 +877,6 @@ def split_sentences(text:str) -> list[str]: # lower case, without bullets, heads
     lines = [_LEAD.sub('', line) for line in _NAME.sub('dr. ___', _DATE.sub('___', text.lower())).splitlines()]
     return [s.strip() for line in lines for s in re.split(r'(?<!\bdr)\.(?:\s+|$)', line) if s.strip()]
 
-# %% ../nbs/04_grammar.ipynb #e165c852
 def _says_less(a:Statement, b:Statement) -> bool: # whether a repeats b
     same = (a.object, a.certainty) == (b.object, b.certainty)
     return same and all(getattr(a.finding, k) in (None, getattr(b.finding, k)) for k in (*SOLID, 'change'))
@@ -919,3 +904,21 @@ def parse_report(report:dict|str,   # of `write_report`; a text may have section
 def _sections(text:str) -> dict[str, str]:
     bits = re.split(r'^(INDICATION|TECHNIQUE|COMPARISON|FINDINGS|IMPRESSION): ', text, flags=re.M)
     return {k.lower(): t for k, t in zip(bits[1::2], bits[2::2])} or dict(findings=text)
+
+# %% ../nbs/04_grammar.ipynb #b0e3ae9c
+def report_labels(statements) -> dict[str, int|None]: # 14 labels: 1, 0, -1 (uncertain), None (not mentioned)
+    "What the text says of each label: positive before uncertain before negative, as CheXpert has it."
+    found = {label: {s.finding.status for s in statements if s.finding.label == label} for label in LABELS}
+    out = {label: next((v for v in (1, -1, 0) if v in said), None) for label, said in found.items()}
+    nothing = all(is_device(s.object) for s in stated(statements))
+    return out | {'No Finding': 1 if nothing else None}
+
+def surface_forms(part:str) -> set[tuple[str, str]]: # (template, noun that was put in, or '')
+    "Every way of wording in one half, whatever side, zone, severity and change are filled in."
+    out = {(t, '') for texts in NORMAL[part].values() for t in texts} | {(t, '') for t in CLEAR[part]}
+    out |= {(t, '') for texts in FILLERS.values() for t in texts[part]}
+    out |= {(f.text, w) for f in DENY[part] for words in DENIAL_WORDS.values() for w in words[part]}
+    for form in (f for f in FORMS if f.part == part):
+        nouns = [_CARRIERS] if {'c', 'ca'} & set(form.slots) else [ns for o, ns in NOUNS.items() if _kind_ok(form, o)]
+        out |= {(form.text, n[0] or n[1]) for ns in nouns for n in ns[part]} if form.has_phrase else {(form.text, '')}
+    return out
