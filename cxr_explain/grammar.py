@@ -5,9 +5,10 @@ __all__ = ['SOLID', 'SAYABLE', 'OBJECTS', 'GENERIC', 'CERTAINTIES', 'DEVICE_CHAN
            'REGION', 'PLACES', 'BEFORE', 'AFTER', 'SEVERITY_OF', 'NOUNS', 'CHANGE_WORDS', 'CHANGE_TAILS', 'FORMS',
            'TIPS', 'ANGLES', 'DENIAL_WORDS', 'DENY', 'NORMAL', 'CLEAR', 'NORMAL_WORDS', 'HABIT', 'FILLERS', 'HEADS',
            'CAUSES', 'VIEWS', 'is_device', 'Statement', 'say', 'split_words', 'pick', 'severity_word', 'Phrase',
-           'make_phrase', 'read_phrase', 'Form', 'suitable', 'sentence', 'denies', 'stated', 'contradictions',
-           'draw_normals', 'denial_sentences', 'joint_sentence', 'fact_sentences', 'write_report', 'report_text',
-           'readings', 'read_sentence', 'split_sentences', 'parse_report', 'report_labels', 'surface_forms']
+           'make_phrase', 'read_phrase', 'Form', 'kind_suits', 'suitable', 'sentence', 'denies', 'stated',
+           'contradictions', 'draw_normals', 'denial_sentences', 'joint_sentence', 'fact_sentences', 'write_report',
+           'report_text', 'readings', 'read_sentence', 'split_sentences', 'parse_report', 'report_labels',
+           'surface_forms']
 
 # %% ../nbs/04_grammar.ipynb #5dbd9f2d
 import re
@@ -332,7 +333,7 @@ class Form:
     text:str
     part:str             # 'dev' or 'held_out'
     certainty:str        # of the statement that it makes
-    kind:str             # 'finding', 'device', or the object that it is made for
+    kind:str             # 'finding', 'inferred', 'device', or an object
     change:str|None=None # change that the words of the template say
     slots:tuple = field(init=False)
 
@@ -350,7 +351,8 @@ FORMS = _forms('''{n}; there {is} {a}; {a} {is} seen; {a} {is} present; {a} {is}
     the film reveals {a}; {a} {is} observed; i see {a}; one sees {a}; {a} {is} in evidence''', 'sure')
 FORMS += _forms('''findings are consistent with {a}; likely {n}; {a} {is} likely; findings compatible with {a};
     appearances are suggestive of {a}; findings most likely represent {a} | imaging features are in keeping with {a};
-    {a} {is} most likely present; the appearance indicates {a}; this is compatible with {a}; probably {n}''', 'sure')
+    {a} {is} most likely present; the appearance indicates {a}; this is compatible with {a}; probably {n}''',
+    'sure', 'inferred')
 FORMS += _forms('''possible {n}; {a} {is} possible; there may be {a}; {a} cannot be excluded; cannot exclude {a};
     {a} may be present; questionable {n}; question of {n}; findings may represent {a}; {a} could be present;
     {a} {is} not excluded; findings are concerning for {a}; there {is} possibly {a} | {a} might be present;
@@ -434,11 +436,17 @@ def _fits(form:Form, said:tuple) -> bool: # `said`: names of the fields that mus
     carried = [f for s in form.slots for f in _CARRIES.get(s, ())]
     return set(said) <= set(carried)
 
+_SEEN = ('Fracture', 'Pleural Other', 'Pneumothorax') # plainly there or not: nobody infers them
+
+def kind_suits(kind:str, obj:str) -> bool:
+    "Whether forms of a kind may speak of an object."
+    if kind == 'inferred': return not is_device(obj) and OBJECTS[obj] not in _SEEN
+    return kind in (obj, 'device' if is_device(obj) else 'finding')
+
 @lru_cache(maxsize=4096)
 def suitable(part:str, obj:str, certainty:str, change:str|None, said:tuple) -> tuple[Form, ...]:
-    "All forms of one half that can make this statement; idioms of the object count twice."
-    kinds = {'device' if is_device(obj) else 'finding': 1, obj: 2}
-    return tuple(f for f in FORMS for _ in range(kinds.get(f.kind, 0))
+    "All forms of one half that can make this statement; idioms of the object count six times."
+    return tuple(f for f in FORMS if kind_suits(f.kind, obj) for _ in range(6 if f.kind == obj else 1)
                  if (f.part, f.certainty, f.change) == (part, certainty, change) and _fits(f, said))
 
 # %% ../nbs/04_grammar.ipynb #9d60345f
@@ -647,7 +655,7 @@ _HISTORY = {k: split_words(text, ';') for k, text in {
     'chronic lung disease': 'COPD exacerbation; long-standing emphysema | obstructive lung disease; chronic bronchitis'
     }.items()}
 _ASKS = split_words('''evaluate for pneumonia; evaluate for acute process; assess for interval change; please evaluate |
-    question of acute disease; what is the cause; please assess the chest''', ';')
+    question of acute disease; please comment on the cause; please assess the chest''', ';')
 CAUSES = tuple(k for k in _HISTORY if k)
 
 def _indication(rng, part:str, sex:str, age:float, history:tuple, has_prior:bool, deidentified:bool) -> str:
@@ -809,12 +817,9 @@ def _phrases(text:str, form:Form) -> list: # [(object, fields)], empty if unread
         if all(read): return read
     return []
 
-def _kind_ok(form:Form, obj:str) -> bool:
-    return form.kind == obj or form.kind == ('device' if is_device(obj) else 'finding')
-
 def _one(form:Form, obj:str, fields:dict, tail:str|None, tip:bool) -> Statement | None:
     changes = {c for c in (fields.get('change'), form.change, tail) if c}
-    if not _kind_ok(form, obj) or len(changes) > 1 or (tip and not is_device(obj)): return None
+    if not kind_suits(form.kind, obj) or len(changes) > 1 or (tip and not is_device(obj)): return None
     fields = fields | dict(change=changes.pop() if changes else None)
     try: return Statement(Finding(OBJECTS[obj], CERTAINTIES[form.certainty], **fields), obj, form.certainty)
     except ValueError: return None # a foreign sentence may say what no statement can
@@ -890,7 +895,6 @@ def _read_section(text:str, strict:bool) -> list[Statement]:
         out += read or ()
     return out
 
-# %% ../nbs/04_grammar.ipynb #aad0166a
 def parse_report(report:dict|str,   # of `write_report`; a text may have section titles, else it is all findings
                  strict:bool=True   # raise at a sentence of another author; False skips it
                 ) -> list[Statement]: # in the order of the text, each once, denials and 'normal chest' included
@@ -919,6 +923,7 @@ def surface_forms(part:str) -> set[tuple[str, str]]: # (template, noun that was 
     out |= {(t, '') for texts in FILLERS.values() for t in texts[part]}
     out |= {(f.text, w) for f in DENY[part] for words in DENIAL_WORDS.values() for w in words[part]}
     for form in (f for f in FORMS if f.part == part):
-        nouns = [_CARRIERS] if {'c', 'ca'} & set(form.slots) else [ns for o, ns in NOUNS.items() if _kind_ok(form, o)]
+        carried = {'c', 'ca'} & set(form.slots)
+        nouns = [_CARRIERS] if carried else [ns for o, ns in NOUNS.items() if kind_suits(form.kind, o)]
         out |= {(form.text, n[0] or n[1]) for ns in nouns for n in ns[part]} if form.has_phrase else {(form.text, '')}
     return out
