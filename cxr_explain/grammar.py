@@ -125,7 +125,7 @@ def pick(rng:np.random.Generator, options:tuple): # one of the options
 _SEVERITY = {
     'amount': ('trace, tiny | minimal', 'small | small-volume', 'moderate | moderate-sized', 'large | sizable'),
     'degree': ('minimal | very mild', 'mild | slight', 'moderate | moderately severe', 'severe, extensive | marked'),
-    'size': ('tiny | minute', 'small | smallish', 'medium-sized | intermediate-sized', 'large | sizable'),
+    'size': ('tiny | minute', 'small', 'medium-sized | intermediate-sized', 'large | sizable'),
     'shift': ('subtle, hairline | faint', 'minimally displaced | slightly displaced',
               'moderately displaced | partly displaced', 'severely displaced | widely displaced'),
     'adverb': ('minimally | very slightly', 'mildly | slightly', 'moderately | distinctly',
@@ -220,7 +220,8 @@ _NOUNS = {
     'volume loss': 'atelectasis with volume loss, partial collapse | atelectatic collapse, collapse with volume loss',
     'pneumothorax': 'pneumothorax/pneumothoraces',
     'meniscus effusion': 'pleural effusion*, effusion* | pleural fluid, pleural fluid collection*',
-    'layering effusion': 'layering pleural effusion*, layering effusion* | layering pleural fluid, layering fluid',
+    'layering effusion': 'layering pleural effusion*, layering effusion* | layering pleural fluid, '
+                         'dependent pleural fluid',
     'plaque': 'pleural plaque* | pleural-based plaque*',
     'pleural thickening': 'pleural thickening | thickening of the pleura, pleural scarring',
     'rib fracture': 'rib fracture* | rib fracture line*, fractured rib*'}
@@ -336,17 +337,18 @@ class Form:
     kind:str             # 'finding', 'inferred', 'device', or an object
     change:str|None=None # change that the words of the template say
     slots:tuple = field(init=False)
+    has_phrase:bool = field(init=False)
 
-    def __post_init__(self): object.__setattr__(self, 'slots', tuple(re.findall(r'{(\w+)}', self.text)))
-
-    @property
-    def has_phrase(self) -> bool: return bool({'a', 'n', 'ca', 'c'} & set(self.slots))
+    def __post_init__(self):
+        slots = tuple(re.findall(r'{(\w+)}', self.text))
+        object.__setattr__(self, 'slots', slots)
+        object.__setattr__(self, 'has_phrase', bool({'a', 'n', 'ca', 'c'} & set(slots)))
 
 def _forms(text:str, certainty:str, kind:str='finding', change:str|None=None) -> list[Form]:
     return [Form(t, p, certainty, kind, change) for p, ts in split_words(text, ';').items() for t in ts]
 
 FORMS = _forms('''{n}; there {is} {a}; {a} {is} seen; {a} {is} present; {a} {is} noted; {a} {is} identified;
-    {a} {is} visible; {a} {is} demonstrated; the study shows {a}; there {is} evidence of {n}; there {is} {a} present |
+    {a} {is} visible; {a} {is} demonstrated; the study shows {a}; there is evidence of {a}; there {is} {a} present |
     the radiograph demonstrates {a}; {a} can be seen; note is made of {a}; {a} {is} apparent; {a} {is} evident;
     the film reveals {a}; {a} {is} observed; i see {a}; one sees {a}; {a} {is} in evidence''', 'sure')
 FORMS += _forms('''findings are consistent with {a}; likely {n}; {a} {is} likely; findings compatible with {a};
@@ -391,11 +393,11 @@ FORMS += _forms('''{c} which may represent atelectasis; there {is} {ca}, possibl
 _CHANGED = {
     'new': '''interval development of {a}; there {is} now {a}; interval appearance of {a} |
         {a} {has} developed since the earlier film; {a} {has} appeared in the interim''',
-    'worse': '''interval increase in {n}; interval worsening of {n}; {n} {has} worsened | {n} {has} progressed;
-        progression of {n} is observed''',
-    'better': '''interval decrease in {n}; interval improvement in {n}; {n} {has} improved | {n} {has} regressed;
-        partial regression of {n} is observed''',
-    'unchanged': '''again seen {is} {a}; {n} {is} unchanged; {n} {is} again noted; no significant change in {n} |
+    'worse': '''interval increase in {a}; interval worsening of {a}; {n} {has} worsened | {n} {has} progressed;
+        progression of {a} is observed''',
+    'better': '''interval decrease in {a}; interval improvement in {a}; {n} {has} improved | {n} {has} regressed;
+        partial regression of {a} is observed''',
+    'unchanged': '''again seen {is} {a}; {n} {is} unchanged; {n} {is} again noted; no significant change in {a} |
         {n} {is} much the same as on the earlier film; {a} {is} redemonstrated'''}
 for _change, _text in _CHANGED.items(): FORMS += _forms(_text, 'sure', 'finding', _change)
 FORMS += _forms('''previously seen {n} {has} resolved; interval resolution of {n}; {n} {is} no longer seen;
@@ -444,10 +446,11 @@ def kind_suits(kind:str, obj:str) -> bool:
     return kind in (obj, 'device' if is_device(obj) else 'finding')
 
 @lru_cache(maxsize=4096)
-def suitable(part:str, obj:str, certainty:str, change:str|None, said:tuple) -> tuple[Form, ...]:
+def suitable(part:str, obj:str, certainty:str, change:str|None, said:tuple, terse:bool=False) -> tuple[Form, ...]:
     "All forms of one half that can make this statement; idioms of the object count six times."
-    return tuple(f for f in FORMS if kind_suits(f.kind, obj) for _ in range(6 if f.kind == obj else 1)
-                 if (f.part, f.certainty, f.change) == (part, certainty, change) and _fits(f, said))
+    forms = [f for f in FORMS if kind_suits(f.kind, obj) for _ in range(6 if f.kind == obj else 1)
+             if (f.part, f.certainty, f.change) == (part, certainty, change) and _fits(f, said)]
+    return tuple(f for f in forms if terse and len(f.text) < 20) or tuple(forms)
 
 # %% ../nbs/04_grammar.ipynb #9d60345f
 ANGLES = {None: 'the costophrenic angle', 'left': 'the left costophrenic angle',
@@ -468,16 +471,17 @@ def _fill(form:Form, st:Statement, rng, part:str, change:str|None) -> str:
                      isangle='are' if f.side == 'bilateral' else 'is')
     return form.text.format(**slots)
 
+@lru_cache(maxsize=4096)
 def _said(f:Finding) -> tuple: return tuple(k for k in SOLID if getattr(f, k))
 
 def sentence(st:Statement, rng:np.random.Generator, part:str='dev', terse:bool=False # prefer bare phrases
             ) -> str: # without its full stop
     "One statement in words."
     f, change, coin = st.finding, st.finding.change, rng.random()
-    forms = suitable(part, st.object, st.certainty, change, _said(f)) if change == 'resolved' or coin < .35 else ()
+    of = lambda change: suitable(part, st.object, st.certainty, change, _said(f), terse)
+    forms = of(change) if change == 'resolved' or coin < .35 else ()
     in_form = bool(forms) and change is not None
-    if not forms: forms = suitable(part, st.object, st.certainty, None, _said(f))
-    if terse: forms = tuple(x for x in forms if len(x.text) < 20) or forms
+    if not forms: forms = of(None)
     form = pick(rng, forms)
     adjective = bool(change) and not in_form and form.has_phrase and coin < .7
     text = _fill(form, st, rng, part, change if adjective else None)
@@ -563,16 +567,17 @@ HABIT = {'cardiac enlargement': .8, 'wide mediastinum': .5, 'opacity': .45, 'con
          'atelectasis': .05, 'pleural abnormality': .04} # object: how often its absence is mentioned
 _NORMALS = {o: say(o, 'denied') for o in HABIT}
 
-def _may_deny(obj:str, said:list) -> bool:
-    if any(denies(_NORMALS[obj], s) for s in said): return False
-    return not (obj == 'pneumonia' and any(s.finding.label == 'Consolidation' for s in said))
+@lru_cache(maxsize=4096)
+def _forbids(s:Statement) -> frozenset: # objects that cannot be denied beside `s`
+    shy = {'pneumonia'} if s.finding.label == 'Consolidation' else set()
+    return frozenset(o for o, d in _NORMALS.items() if denies(d, s)) | shy
 
 def draw_normals(said:list, rng) -> list[Statement]: # denials of generic objects
     "What this reader will mention as absent."
-    out = []
+    out, forbidden = [], frozenset().union(*map(_forbids, said))
     for obj, habit in HABIT.items():
         u = rng.random()
-        if _may_deny(obj, said): out += [_NORMALS[obj]] if u < habit else []
+        if obj not in forbidden: out += [_NORMALS[obj]] if u < habit else []
         elif obj in ('pleural effusion', 'pneumothorax') and u < .3:
             sides = {s.finding.side for s in said if s.finding.label == OBJECTS[obj]}
             other = {('left',): 'right', ('right',): 'left'}.get(tuple(sides))
@@ -708,9 +713,12 @@ def _findings(said:list, plain:list, rng, part:str, has_prior:bool) -> list[tupl
     return items
 
 # %% ../nbs/04_grammar.ipynb #905a5dc2
+@lru_cache(maxsize=4096)
+def _without(s:Statement, fields:tuple) -> Statement:
+    return replace(s, finding=replace(s.finding, **dict.fromkeys(fields)))
+
 def _shorten(s:Statement, rng) -> Statement:
-    drop = {k: None for k in ('zone', 'severity') if rng.random() < .3}
-    return replace(s, finding=replace(s.finding, **drop))
+    return _without(s, tuple(k for k in ('zone', 'severity') if rng.random() < .3))
 
 def _impression(said:list, plain:list, rng, part:str, has_prior:bool, full:bool) -> list[tuple[str, str]]:
     main = [s for s in said if full or not is_device(s.object) or rng.random() < .2]
@@ -760,7 +768,8 @@ def _check_input(statements:list, rng, view, sex, age, has_prior, history, style
     if not isinstance(rng, np.random.Generator): raise ValueError(f'rng={rng!r} is no Generator; use make_rng')
     if str(view).upper() not in _TECHNIQUE: raise ValueError(f'view={view!r} is not one of {VIEWS}')
     if sex not in ('F', 'M'): raise ValueError(f"sex={sex!r} must be 'F' or 'M'")
-    if not 0 <= age <= 130: raise ValueError(f'age={age!r} must be years between 0 and 130')
+    if not (isinstance(age, (int, float, np.number)) and 0 <= age <= 130):
+        raise ValueError(f'age={age!r} must be years between 0 and 130')
     if style not in PARTS: raise ValueError(f'style={style!r} is not one of {PARTS}')
     if unknown := [h for h in history if h not in CAUSES]:
         raise ValueError(f'history {unknown[0]!r} is unknown; choose from {CAUSES}')
