@@ -300,7 +300,7 @@ def find_run(name:str) -> Path: # a folder
     raise FileNotFoundError(f'no run {name!r} with results; make it with: cxr-explain reproduce')
 
 def _results(a):
-    publish, folder = _module('publish'), find_run(a.run)/'results'
+    folder = find_run(a.run)/'results'; publish = _module('publish')
     records = publish.read_results(folder)
     print(json.dumps(records, indent=1) if a.json else publish.show_results(records))
 
@@ -360,8 +360,9 @@ COMMANDS = dict(
     bench=(_bench, 'run the benchmarks of the appendix', _PROFILE | {'--run': _REPRODUCE['--run']}),
     lab=(_lab, 'open the notebooks in JupyterLab', _REST),
     site=(_site, 'render the website', _REST),
-    deidentify=(_deidentify, 'de-identify DICOM files', {'source': {}, 'target': {}, '--key-file': dict(required=True)}),
-    label=(_label, 'label a radiology report with 14 findings', {'file': dict(help='text file; - is standard input')}),
+    deidentify=(_deidentify, 'de-identify DICOM files', {'source': {}, 'target': {},
+                                                            '--key-file': dict(required=True)}),
+    label=(_label, 'label a radiology report with 14 findings', {'file': dict(help='a file; - is standard input')}),
     data=(_data, 'which data sets lie in a folder', {'what': dict(choices=['check']), 'folder': {}}))
 
 # %% ../nbs/01_runner.ipynb #8e088034
