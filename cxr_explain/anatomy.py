@@ -6,11 +6,14 @@ __all__ = ['Z0', 'STEP', 'MU', 'SIDE_SIGN', 'RIB', 'HEART', 'MARKER', 'FIRST_OBJ
            'chain', 'smooth', 'Stack', 'stack', 'lookup', 'stack_interval', 'ellipsoid_interval', 'free_length', 'Mu',
            'wide_blur', 'texture', 'Detector', 'Exposure', 'expose', 'detect', 'develop', 'Body', 'draw_body', 'lung',
            'trunk', 'dome', 'heart', 'mediastinum', 'hilum', 'rib_lines', 'rib_tubes', 'ribs', 'spine_bones',
-           'shoulders', 'inside_lung', 'vessels', 'airways', 'soft_parts', 'Chest', 'build_chest', 'hull',
-           'solid_interval', 'stack_window', 'Rays', 'lung_rays', 'trunk_depth', 'normal_depth']
+           'shoulders', 'inside_lung', 'vessels', 'airways', 'soft_parts', 'reuse_memory', 'Chest', 'build_chest',
+           'hull', 'solid_interval', 'many_intervals', 'stack_window', 'Rays', 'lung_rays', 'trunk_depth',
+           'normal_depth']
 
 # %% ../nbs/03_anatomy.ipynb #c35345d6
+import ctypes
 import functools
+import sys
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -132,71 +135,77 @@ def ellipsoid(centre, # (3,) cm
                       np.array([obj]), np.array([unless]))
 
 # %% ../nbs/03_anatomy.ipynb #8e9faba3
-def _windows(view, col, row, hx, hy): # centres and half sizes in px, each (n,)
-    "Flat pixel list of many windows: which solid, column, row, and the flat index of each pixel."
-    c0, c1 = np.clip([np.floor(col-hx), np.ceil(col+hx)+1], 0, view.px).astype(np.int32)
-    r0, r1 = np.clip([np.floor(row-hy), np.ceil(row+hy)+1], 0, view.px).astype(np.int32)
-    width, size = c1-c0, (c1-c0)*(r1-r0)
-    k = np.repeat(np.arange(len(col), dtype=np.int32), size)
-    inside = np.arange(size.sum(), dtype=np.int32) - np.repeat((np.cumsum(size)-size).astype(np.int32), size)
-    down = inside//np.maximum(width, 1)[k]
-    c, r = inside - down*width[k] + c0[k], down + r0[k]
-    return k, c, r, r*np.int32(view.px) + c
+_SIZES = np.array([6, 10, 17, 29, 50, 85, 145, 250, 430, 740, 1270, 2180, 4096]) # sides of windows, px
 
-def _collect(view, flat, value): # sum the values that fall on the same pixel
-    return np.bincount(flat, value, view.px**2).astype(np.float32).reshape(view.px, view.px)
+def _column(v): return np.asarray(v, np.float32)[:, None, None]
 
-# %% ../nbs/03_anatomy.ipynb #d43c4b9b
+def _tiles(view, col, row, hx, hy, kind): # centres, half sizes (px) and an integer, each (n,)
+    "Windows in groups of one size and kind: which (m,), offsets x (m,1,w) and y (m,h,1) in px, flat index (m,h,w), pad."
+    c0, r0 = np.floor(col - hx).astype(np.int64), np.floor(row - hy).astype(np.int64)
+    w, h = np.searchsorted(_SIZES, col + hx - c0 + 1), np.searchsorted(_SIZES, row + hy - r0 + 1)
+    seen = np.flatnonzero((c0 < view.px) & (r0 < view.px) & (c0 + _SIZES[w] > 0) & (r0 + _SIZES[h] > 0))
+    pad = int(_SIZES[max(w[seen].max(), h[seen].max())]) if len(seen) else 0
+    wide = view.px + 2*pad; key = (w*64 + h)*4 + kind
+    for g in np.unique(key[seen]):
+        k = seen[key[seen] == g]; x, y = np.arange(_SIZES[g//256]), np.arange(_SIZES[g//4 % 64])
+        flat = ((r0[k] + pad)*wide + c0[k] + pad)[:, None, None] + (y[:, None]*wide + x)
+        yield k, _column(c0[k] - col[k]) + x.astype(np.float32), _column(r0[k] - row[k]) + _column(y)[:, :, 0], flat, pad
+
+def _collect(view, parts): # sum the values of all groups that fall on the same pixel
+    pad = parts[0][2]; wide = view.px + 2*pad
+    flat, value = (np.concatenate([p[i].ravel() for p in parts]) for i in (0, 1))
+    out = np.bincount(flat, value, wide*wide).astype(np.float32).reshape(wide, wide)
+    return out[pad:pad+view.px, pad:pad+view.px]
+
+# %% ../nbs/03_anatomy.ipynb #f2e49149
 def draw_ellipsoids(view:View, e:Ellipsoids) -> np.ndarray: # (px,px) float32 optical depth
     "Sum of attenuation times chord of all ellipsoids."
-    if not len(e.mu): return np.zeros((view.px, view.px), np.float32)
     col, row, m, _ = project(view, e.centre)
     c, s = np.cos(view.tilt), np.sin(view.tilt)
-    to_px = np.array([[c, -s, 0], [-s, -c, 0], [0, 0, 1]]) @ view.axes
-    half = to_px @ e.shape # (n,3,3): columns are half axes in (column, row, depth)
-    cov = half @ half.transpose(0, 2, 1); scale = (m/view.pitch)[:, None, None]
-    inv = np.linalg.inv(cov[:, :2, :2]*scale**2)
-    depth = np.sqrt(np.linalg.det(cov)/np.linalg.det(cov[:, :2, :2]))
-    hx, hy = np.sqrt(cov[:, 0, 0])*m/view.pitch, np.sqrt(cov[:, 1, 1])*m/view.pitch
-    k, c, r, flat = _windows(view, col, row, hx, hy)
-    dx, dy = (c - col.astype(np.float32)[k]), (r - row.astype(np.float32)[k])
-    a, b, d = (inv[:, i, j].astype(np.float32)[k] for i, j in ((0, 0), (0, 1), (1, 1)))
-    q = a*dx*dx + 2*b*dx*dy + d*dy*dy
-    return _collect(view, flat, np.sqrt(np.maximum(1 - q, 0))*(2*e.mu*depth).astype(np.float32)[k])
+    half = np.array([[c, -s, 0], [-s, -c, 0], [0, 0, 1]]) @ view.axes @ e.shape # half axes in (column, row, depth)
+    cov = half @ half.transpose(0, 2, 1); flat_cov = cov[:, :2, :2]*((m/view.pitch)**2)[:, None, None]
+    inv = np.linalg.inv(flat_cov); depth = np.sqrt(np.linalg.det(cov)/np.linalg.det(cov[:, :2, :2]))
+    hx, hy = np.sqrt(flat_cov[:, 0, 0]), np.sqrt(flat_cov[:, 1, 1]); parts = []
+    for k, dx, dy, flat, pad in _tiles(view, col, row, hx, hy, np.zeros(len(m), int)):
+        a, b, d = (_column(inv[k, i, j]) for i, j in ((0, 0), (0, 1), (1, 1)))
+        q = (a*dx*dx + d*dy*dy) + (2*b*dx)*dy
+        parts.append((flat, np.sqrt(np.maximum(1 - q, 0))*_column(2*e.mu[k]*depth[k]), pad))
+    return _collect(view, parts) if parts else np.zeros((view.px, view.px), np.float32)
 
 # %% ../nbs/03_anatomy.ipynb #764591e2
-def _piece(t, d, half, r, cos, sin): # px and shares, all float32 of one length
-    "Chord in px of finite cylinders at positions t along and d across the projected axis."
-    q = np.sqrt(np.maximum(r*r - d*d, 0))
-    ramp = np.maximum(q*cos, .5)
-    kept = np.minimum(half, t + ramp) - np.maximum(-half, t - ramp)
-    return q/sin*np.maximum(kept, 0)/ramp
+def _tube_geometry(view:View, t:Tubes): # all (n,)
+    "Projected axis: centre (px), direction, half length (px), cos and sin to the ray, cm per px."
+    axis = (t.p1 - t.p0) @ view.axes.T
+    length = np.sqrt((axis**2).sum(1)) + 1e-9
+    cos = np.abs(axis[:, 2])/length; sin = np.sqrt(np.maximum(1 - cos**2, 1e-6))
+    col, row, m, _ = project(view, (t.p0 + t.p1)/2)
+    c, s = np.cos(view.tilt), np.sin(view.tilt)
+    ex, ey = axis[:, 0]*c - axis[:, 1]*s, -(axis[:, 0]*s + axis[:, 1]*c)
+    norm = np.hypot(ex, ey) + 1e-9; cm = view.pitch/m
+    return col, row, ex/norm, ey/norm, length*sin/cm/2, cos, sin, cm
 
+def _chord(along, across2, r2, cos, half, amp): # float32 arrays
+    "amp times the chord of finite cylinders, from the position along and (squared) across their axes, in px."
+    q = np.sqrt(np.maximum(r2 - across2, 0))
+    ramp = np.maximum(q*cos, np.float32(.5))
+    kept = np.minimum(half, along + ramp) - np.maximum(-half, along - ramp)
+    q *= amp; q /= ramp; q *= np.maximum(kept, 0)
+    return q
+
+# %% ../nbs/03_anatomy.ipynb #094c0e00
 def draw_tubes(view:View, t:Tubes) -> np.ndarray: # (px,px) float32 optical depth
     "Sum of attenuation times chord of all pieces; hollow ones have a core of other attenuation."
-    if not len(t.mu): return np.zeros((view.px, view.px), np.float32)
-    axis = (t.p1 - t.p0) @ view.axes.T
-    length = np.maximum(np.linalg.norm(axis, axis=1), 1e-6)
-    col, row, m, _ = project(view, (t.p0 + t.p1)/2)
-    cos = np.abs(axis[:, 2])/length; sin = np.sqrt(np.maximum(1 - cos**2, 1e-6))
-    c, s = np.cos(view.tilt), np.sin(view.tilt)
-    ex, ey = (axis[:, 0]*c - axis[:, 1]*s), -(axis[:, 0]*s + axis[:, 1]*c)
-    norm = np.maximum(np.hypot(ex, ey), 1e-9); ex, ey = ex/norm, ey/norm
-    cm = view.pitch/m; half, r = length*sin/cm/2, t.r/cm
-    wide = np.maximum(r, .6); thin = (r/wide)**2*cm
-    hx, hy = (np.abs(e)*(half + .5) + wide for e in (ex, ey))
-    k, c, r_, flat = _windows(view, col, row, hx, hy)
-    f = lambda v: v.astype(np.float32)[k]
-    dx, dy, ex, ey = c - f(col), r_ - f(row), f(ex), f(ey)
-    along, across = dx*ex + dy*ey, dx*ey - dy*ex
-    half, cos, sin, wide, core = f(half), f(cos), f(sin), f(wide), t.core*wide
-    value = f(t.mu*thin)*_piece(along, across, half, wide, cos, sin)
-    hollow = core[k] > .3
-    if hollow.any():
-        h = np.flatnonzero(hollow); kh = k[h]
-        value[h] += ((t.mu_core - t.mu)*thin).astype(np.float32)[kh]*_piece(
-            along[h], across[h], half[h], core.astype(np.float32)[kh], cos[h], sin[h])
-    return _collect(view, flat, value)
+    col, row, ex, ey, half, cos, sin, cm = _tube_geometry(view, t)
+    r = t.r/cm; wide = np.maximum(r, .6); thin = (r/wide)**2*cm/sin; parts = []
+    tiles = _tiles(view, col, row, np.abs(ex)*(half + .5) + wide, np.abs(ey)*(half + .5) + wide, (t.core > .3).astype(int))
+    table = np.array([ex, ey, wide**2, cos, half, t.mu*thin, (t.core*wide)**2, (t.mu_core - t.mu)*thin], np.float32)
+    for k, dx, dy, flat, pad in tiles:
+        ex, ey, r2, cos, half, amp, core2, core = table[:, k, None, None]
+        along, across = dx*ex + dy*ey, dx*ey - dy*ex; across *= across
+        value = _chord(along, across, r2, cos, half, amp)
+        if t.core[k[0]] > .3: value += _chord(along, across, core2, cos, half, core)
+        parts.append((flat, value, pad))
+    return _collect(view, parts) if parts else np.zeros((view.px, view.px), np.float32)
 
 # %% ../nbs/03_anatomy.ipynb #7efe8c95
 def chain(points:np.ndarray, # (n,3) cm, or (k,n,3) for k tubes
@@ -213,19 +222,21 @@ def chain(points:np.ndarray, # (n,3) cm, or (k,n,3) for k tubes
     return Tubes(p[:, :-1].reshape(-1, 3), p[:, 1:].reshape(-1, 3), full(r), full(mu), full(core), full(mu_core),
                  ints(obj), ints(unless))
 
+@functools.lru_cache(maxsize=64)
+def _through(k, n): return CubicSpline(np.arange(k), np.eye(k))(np.linspace(0, k-1, n+1)) # (n+1,k)
+
 def smooth(knots, # (k,3) points that the curve passes
            n:int=12 # pieces
           ) -> np.ndarray: # (n+1,3)
     "A smooth curve through points."
-    knots = np.asarray(knots, float); t = np.arange(len(knots))
-    return CubicSpline(t, knots)(np.linspace(0, len(knots)-1, n+1))
+    return _through(len(knots), n) @ np.asarray(knots, float)
 
 # %% ../nbs/03_anatomy.ipynb #cd44471c
-Z0, STEP = -25., .02  # heights of the profile tables, cm
+Z0, STEP = -25., .05  # heights of the profile tables, cm
 _HEIGHTS = np.arange(Z0, 25., STEP)
 
 @functools.lru_cache(maxsize=32)
-def _spline(knots): # (2500, n) matrix from knot values to a curve
+def _spline(knots): # (1000, n) matrix from knot values to a curve
     return CubicSpline(knots, np.eye(len(knots)), bc_type='natural')(np.clip(_HEIGHTS, knots[0], knots[-1]))
 
 @dataclass
@@ -233,29 +244,30 @@ class Stack:
     "A solid made of one ellipse at every height."
     table:np.ndarray  # (4, heights) float32: centre x, centre y, half width, half depth in cm
     square:float = .5 # 0: ellipse, 1: nearly a rectangle
+    tall:float = 1.   # stretch of the heights
 
     @functools.cached_property
     def span(self): # lowest and highest z, cm
         z = _HEIGHTS[self.table[2] > .01]
-        return z[0], z[-1]
+        return z[0]*self.tall, z[-1]*self.tall
 
 # %% ../nbs/03_anatomy.ipynb #c71cd729
 def stack(knots, # heights in cm, rising
           cx, cy, a, b, # centre and half widths at the knots, cm
           top:float=30., bottom:float=-30., # where the solid closes
           cap:float=3., # height of the rounding at the top, cm
-          square:float=.5
+          square:float=.5, tall:float=1. # stretch of all heights above
          ) -> Stack:
     "A stack of ellipses through control points, rounded at its top."
     rows = _spline(tuple(knots)) @ np.array([np.broadcast_to(v, len(knots)) for v in (cx, cy, a, b)], float).T
     close = np.sqrt(np.clip(1 - np.clip((_HEIGHTS - top + cap)/cap, 0, 1)**2, 0, 1))*(_HEIGHTS > bottom)
     table = rows.T.astype(np.float32)
     table[2:] = np.maximum(table[2:], 0)*close
-    return Stack(table, square)
+    return Stack(table, square, tall)
 
 def lookup(s:Stack, z:np.ndarray) -> np.ndarray: # (4, ...) cx, cy, a, b at heights z
     "The cross-sections at some heights."
-    return s.table[:, np.clip(((z - Z0)/STEP + .5).astype(np.int32), 0, s.table.shape[1]-1)]
+    return s.table.take((z*(1/s.tall/STEP) + (.5 - Z0/STEP)).astype(np.intp), 1, mode='clip')
 
 # %% ../nbs/03_anatomy.ipynb #90401e3b
 def stack_interval(view:View, s:Stack,
@@ -276,34 +288,55 @@ def stack_interval(view:View, s:Stack,
     return mid - half, mid + half
 
 # %% ../nbs/03_anatomy.ipynb #5216a3a3
-def ellipsoid_interval(view:View, centre, shape, # (3,), (3,3)
-                       u:np.ndarray, z:np.ndarray, # (h,w) cm
+def ellipsoid_interval(view:View,
+                       centre:np.ndarray, shape:np.ndarray, # (3,), (3,3); or (n,3), (n,3,3)
+                       u:np.ndarray, z:np.ndarray, # (h,w) cm; or (n,h,w)
                        down:bool=False, up:bool=False # continue as a cylinder downwards (domes) or upwards (bowls)
                       ) -> tuple: # near, far
-    "Where rays enter and leave an ellipsoid, by the roots of its quadratic."
+    "Where rays enter and leave ellipsoids, by the roots of a quadratic."
     half = view.axes @ shape
-    a = np.linalg.inv(half @ half.T).astype(np.float32)
-    cu, cz, cw = (view.axes @ np.asarray(centre, float)).astype(np.float32)
-    du, dz = u - cu, z - cz
+    a = np.linalg.inv(half @ np.swapaxes(half, -1, -2)); f = lambda v: np.asarray(v, np.float32)[..., None, None]
+    centre = np.asarray(centre, float) @ view.axes.T
+    uu, uz, zz, uw, zw, ww = (f(a[..., i, j]) for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2), (2, 2)))
+    du, dz = u - f(centre[..., 0]), z - f(centre[..., 1])
     if down: dz = np.maximum(dz, 0)
     if up: dz = np.minimum(dz, 0)
-    b = a[0, 2]*du + a[1, 2]*dz
-    root = np.sqrt(np.maximum(b*b - a[2, 2]*(a[0, 0]*du*du + 2*a[0, 1]*du*dz + a[1, 1]*dz*dz - 1), 0))/a[2, 2]
-    mid = cw - b/a[2, 2]
+    b = uw*du + zw*dz
+    root = np.sqrt(np.maximum(b*b - ww*((uu*du + 2*uz*dz)*du + zz*dz*dz - 1), 0))/ww
+    mid = f(centre[..., 2]) - b/ww
     return mid - root, mid + root
 
 # %% ../nbs/03_anatomy.ipynb #58c6a8c4
+@functools.lru_cache(maxsize=32)
+def _network(n): # pairs to compare and exchange: Batcher's odd-even merge sort
+    pairs, p = [], 1
+    while p < n:
+        k = p
+        while k:
+            pairs += [(i + j, i + j + k) for j in range(k % p, n - k, 2*k) for i in range(min(k, n - j - k))
+                      if (i + j)//(2*p) == (i + j + k)//(2*p)]
+            k //= 2
+        p *= 2
+    return tuple(pairs)
+
+def _sort(arrays): # list of (h,w); sorts each pixel's values, in place
+    spare = np.empty_like(arrays[0])
+    for i, j in _network(len(arrays)):
+        np.minimum(arrays[i], arrays[j], out=spare); np.maximum(arrays[i], arrays[j], out=arrays[j])
+        arrays[i], spare = spare, arrays[i]
+    return arrays
+
+# %% ../nbs/03_anatomy.ipynb #a87f3c65
 def free_length(near:np.ndarray, far:np.ndarray, # (h,w) the interval
                 takers:list # of (near, far) that occupy parts of it
                ) -> np.ndarray: # (h,w) cm, never negative
     "Length of an interval that no taker occupies."
-    whole = np.maximum(far - near, 0)
-    if not takers: return whole
-    far = near + whole
-    s, e = (np.stack([np.minimum(np.maximum(t[i], near), far) for t in takers]) for i in (0, 1))
-    s.sort(axis=0); e.sort(axis=0)
-    gaps = np.maximum(s[1:] - e[:-1], 0).sum(0)
-    return np.maximum(whole - (e[-1] - s[0] - gaps), 0)
+    far = np.maximum(near, far)
+    if not takers: return far - near
+    starts, ends = (_sort([np.minimum(np.maximum(t[i], near), far) for t in takers]) for i in (0, 1))
+    free = (starts[0] - near) + (far - ends[-1])
+    for s, e in zip(starts[1:], ends[:-1]): free += np.maximum(s - e, 0)
+    return free
 
 # %% ../nbs/03_anatomy.ipynb #f9face37
 @dataclass(frozen=True)
@@ -357,7 +390,7 @@ def texture(rng:np.random.Generator, px:int,
 @dataclass(frozen=True)
 class Detector:
     "A machine and its image processing: what differs between hospitals."
-    photons:float = 2e5   # per cm2 behind no patient, in units that set the noise
+    photons:float = 1.2e6   # per cm2 behind no patient, in units that set the noise
     scatter:float = .35   # scattered light as a share of the local primary
     blur:float = .05      # cm, standard deviation of the detector's spread
     flatten:float = .35   # how much of the slow brightness changes the processing removes
@@ -384,9 +417,9 @@ def expose(view:View, detector:Detector,
     log = -np.log(light + scatter)
     slow = detector.flatten*wide_blur(np.minimum(log, 5), 3.5/view.pitch)
     inside = (log - slow)[depth > .35]
-    lo, hi = np.quantile(inside[::max(1, len(inside)//4000)], (.01, .985)) if len(inside) > 50 else (0., 4.)
+    lo, hi = np.quantile(inside[::max(1, len(inside)//4000)], (.005, .995)) if len(inside) > 50 else (0., 4.)
     middle, half = (lo+hi)/2, max(hi-lo, .5)/2/detector.contrast
-    return Exposure(noise, scatter, slow, (middle - 1.12*half, middle + 1.05*half), 1.)
+    return Exposure(noise, scatter, slow, (middle - 1.3*half, middle + 1.12*half), 1.)
 
 def detect(view:View, detector:Detector, depth:np.ndarray, shot:Exposure) -> np.ndarray: # (px,px) float32
     "The log signal with blur and noise: what the detector's computer starts from."
@@ -401,7 +434,7 @@ def develop(shot:Exposure, log:np.ndarray) -> np.ndarray: # (px,px) float32 in [
     lo, hi = shot.window
     x = (log - shot.slow - np.float32(lo))/np.float32(hi - lo)
     x = np.clip(x, 0, 1)
-    return x*x*(3 - 2*x)*np.float32(.35) + x*np.float32(.65)
+    return x*(np.float32(1.3) - np.float32(.3)*x*x)
 
 # %% ../nbs/03_anatomy.ipynb #58ffed49
 SIDE_SIGN = {'right': -1, 'left': 1}  # of x: the patient's left is positive
@@ -441,16 +474,16 @@ def draw_body(rng:np.random.Generator, sex:str, age:int, chronic:bool=False) -> 
 
 # %% ../nbs/03_anatomy.ipynb #d4fc6ed6
 _LUNG = np.array([  # height, outer border, inner border, half depth, centre y (cm)
-    (-18, 13.2, .3, 8.3, 1.), (-13, 13.8, .3, 8.8, .6), (-9, 13.9, .3, 9., .3), (-4, 13.5, .3, 8.8, .3), (1, 12.6, .3, 8.2, .7),
-    (6, 10.9, .5, 7., 1.3), (9.5, 9., .9, 5.6, 1.9), (12, 6.9, 1.5, 4.3, 2.3), (13.8, 5.7, 2.3, 3.5, 2.6)]).T
+    (-18, 13., .3, 8.3, 1.), (-13, 13.6, .3, 8.8, .6), (-9, 13.7, .3, 9., .3), (-4, 13.5, .3, 8.8, .3), (1, 12.9, .3, 8.2, .7),
+    (6, 11.6, .4, 7.2, 1.3), (9.5, 10.1, .6, 6., 1.9), (12, 8.4, .9, 4.8, 2.3), (14, 7., 1.2, 3.8, 2.6)]).T
 
+@functools.lru_cache(maxsize=64)
 def lung(body:Body, side:str) -> Stack:
     "The space of one lung, before heart, vessels and diaphragm take their part."
     z, out, inn, b, cy = _LUNG.copy()
     out = (out - body.slim*np.clip((z + 4)/16, 0, 1) + .25*body.hyper)*body.wide; inn = inn*body.wide
     b = b*body.wide*(1 + .1*body.hyper)
-    return stack(tuple(z*body.tall), SIDE_SIGN[side]*(out + inn)/2, cy, (out - inn)/2, b,
-                 top=13.9*body.tall, bottom=-17.5*body.tall, cap=3., square=.45)
+    return stack(tuple(z), SIDE_SIGN[side]*(out + inn)/2, cy, (out - inn)/2, b, 13.9, -17.5, 4.5, .45, body.tall)
 
 # %% ../nbs/03_anatomy.ipynb #2aadeb9f
 _TRUNK = np.array([  # height, half width, half depth
@@ -460,7 +493,7 @@ _TRUNK = np.array([  # height, half width, half depth
 def trunk(body:Body) -> Stack:
     "Skin of trunk, shoulders and neck."
     z, a, b = _TRUNK; fat = body.girth*np.clip((14 - z)/4, .3, 1)
-    return stack(tuple(z*body.tall), 0., .3, a*body.wide + fat, b*body.wide + .8*fat, square=.35, cap=.1)
+    return stack(tuple(z), 0., .3, a*body.wide + fat, b*body.wide + .8*fat, cap=.1, square=.35, tall=body.tall)
 
 def dome(body:Body, side:str,
          breath:float=1., # 0 (out) to 1 (full breath)
@@ -478,8 +511,8 @@ def heart(body:Body, breath:float=1.,
     "The chambers of the heart; a poor breath pushes it up and makes it broad."
     k = body.heart*grow*np.sqrt(body.wide); flat = 1 + .07*(1 - breath) - .08*body.hyper
     up = (2.2*(1 - breath) - 1.*body.hyper)*body.tall
-    parts = [((2.5, -3.2, -5.1), (5.7, 4.5, 4.), .52), ((-1.35, -2.5, -4.5), (2.55, 3., 4.), .1),
-             ((1.5, -3.5, -.8), (2.1, 2., 3.1), -.15), ((2.3, -.8, -2.), (2.1, 2., 2.3), 0), ((.4, 2., -2.4), (3.5, 2.2, 2.3), 0)]
+    parts = [((2.5, -3., -5.1), (5.7, 6.2, 4.1), .52), ((-1.35, -2.3, -4.5), (2.6, 4., 4.), .1),
+             ((1.5, -3., -.8), (2.1, 3.2, 3.1), -.15), ((2.3, -.8, -2.), (2.1, 3., 2.3), 0), ((.5, 2., -3.), (3.6, 3.6, 3.), 0)]
     anchor = np.array([.2, 0, -1.])
     place = lambda c: anchor + (np.array(c) - anchor)*(k*flat, k, k) + (0, 0, up*np.clip(-c[2]/5, 0, 1))
     return [(place(c), turn(y=t) @ np.diag(np.array(r)*(k*flat, k, k))) for c, r, t in parts]
@@ -489,14 +522,14 @@ def mediastinum(body:Body,
                 widen:float=0. # cm on each side, above the heart
                ) -> list: # Stacks and (centre, shape) ellipsoids
     "What lies between the lungs besides the heart."
-    z = np.array([-18, -6, 0, 3, 6, 9, 12, 14.5]); zt = tuple(z*body.tall); up = np.clip((z + 1)/4, 0, 1)
+    z = np.array([-18, -6, 0, 3, 6, 9, 12, 14.5]); zt, how = tuple(z), dict(square=0, tall=body.tall); up = np.clip((z + 1)/4, 0, 1)
     curve = body.curve*np.sin((z + 18)/32*np.pi)
-    core = stack(zt, .15*up, -.5, [1.4, 1.7, 2.1, 2.2, 2.1, 2.4, 3.1, 3.7] + widen*up, 6., square=.3)
+    core = stack(zt, .15*up, -.5, [1.4, 1.7, 2.1, 2.2, 2.1, 2.4, 3.1, 3.7] + widen*up, 5., square=.1, tall=body.tall)
     cava = stack(zt, -1.5 - .25*body.unfold, -1., [0, 0, 1., 1.35, 1.3, 1.1, .7, 0] + (.35*body.unfold + widen)*up*(z < 11), 1.8,
-                 square=0)
+                 **how)
     aorta = stack(zt, [.3, 1. + body.unfold, 1.9 + body.unfold, 2.1 + .5*body.unfold, 1.6, 1., 1., 1.], 4.6,
-                  1.15*body.knob*(z < 7) + .3*widen*up, 1.2*body.knob, square=0)
-    spine = stack(zt, curve, 6.4, 1.9, 2.6, square=.4)
+                  1.15*body.knob*(z < 7) + .3*widen*up, 1.2*body.knob, **how)
+    spine = stack(zt, curve, 6.2, 1.8, 2.6, **how)
     knob = ((1.9 + .2*widen, .8, 4.6*body.tall), np.diag((1.75*body.knob + .5*widen, 3.2, 1.65*body.knob)))
     return [core, cava, aorta, spine, knob]
 
@@ -529,7 +562,7 @@ def rib_tubes(line:np.ndarray, # (n,3) or (k,n,3)
     "Bone with a compact shell along centre lines."
     n = np.shape(line)[-2] - 1
     r = np.interp(np.linspace(0, 1, n), (0, .15, .6, 1), (.5, .58, .62, .66))
-    return chain(line, r, MU.cortex - MU.soft - .04, .78, .05, obj, unless)
+    return chain(line, r, .42, .78, .085, obj, unless)
 
 def ribs(body:Body) -> Tubes:
     "All 24 ribs."
@@ -542,10 +575,10 @@ def spine_bones(body:Body) -> Tubes:
     at = lambda dx, y, dz: np.stack([x + dx, np.full_like(z, y), z + dz], -1)
     seg = lambda a, b, *args: chain(np.stack([a, b], 1), *args)
     h = .95*body.tall
-    return join(seg(at(0, 6., -h), at(0, 6., h), 1.6, .14, .86, .075),
-                *(seg(at(0, 6., d*h - .1), at(0, 6., d*h + .1), 1.6, .22) for d in (-1, 1)),
-                *(seg(at(d, 7.3, .25), at(d, 9., .25), .42, .24, .6, .05) for d in (-1.15, 1.15)),
-                seg(at(0, 9., .1), at(0, 11., -1.1), .28, .22),
+    return join(seg(at(0, 6., -h), at(0, 6., h), 1.6, .06, .86, .02),
+                *(seg(at(0, 6., d*h - .1), at(0, 6., d*h + .1), 1.6, .07) for d in (-1, 1)),
+                *(seg(at(d, 7.3, .25), at(d, 9., .25), .42, .12, .6, .02) for d in (-1.15, 1.15)),
+                seg(at(0, 9., .1), at(0, 11., -1.1), .28, .2),
                 *(seg(at(0, 8.4, .3), at(d, 9.2, .5), .4, .14) for d in (-3., 3.)))
 
 # %% ../nbs/03_anatomy.ipynb #cfbaa2ee
@@ -557,12 +590,12 @@ def shoulders(body:Body, view:str) -> tuple: # Tubes, Ellipsoids
         p = lambda x, y, z: (s*x*w, y, z*body.tall)
         lift = body.collar
         t += [chain(smooth([p(1.9, -6.8, 8.), p(6.5, -6.6, 8.8 + .3*lift), p(11.5, -2.5, 9.7 + .7*lift), p(16.3, 0, 10.3 + lift)], 12),
-                    np.interp(np.arange(12), (0, 3, 9, 11), (.72, .52, .55, .75)), wall*.75, .74, .07),
-              chain([p(9.3 + roll, 9, 8.), p(9.6 + roll, 9.6, 2), p(10.8 + roll, 9.4, -4.4)], .28, wall*.45),
-              chain([p(10.8 + roll, 9.4, -4.4), p(13.6 + .8*roll, 7, 2), p(15.8 + .5*roll, 4, 7.2)], .42, wall*.42),
-              chain([p(9.4 + roll, 9.4, 6.6), p(13 + roll*.7, 8, 8.6), p(17.2, 2.5, 10.6)], .42, wall*.45),
+                    np.interp(np.arange(12), (0, 3, 9, 11), (.72, .52, .55, .75)), wall*1.1, .74, .11),
+              chain([p(9.3 + roll, 9, 8.), p(9.6 + roll, 9.6, 2), p(10.8 + roll, 9.4, -4.4)], .28, wall*.8),
+              chain([p(10.8 + roll, 9.4, -4.4), p(13.6 + .8*roll, 7, 2), p(15.8 + .5*roll, 4, 7.2)], .42, wall*.75),
+              chain([p(9.4 + roll, 9.4, 6.6), p(13 + roll*.7, 8, 8.6), p(17.2, 2.5, 10.6)], .42, wall*.7),
               chain([p(18.8, 2, 7.4), p(20.4, 2, 0), p(22.3, 1, -12)], 1.15, wall*.8, .62, .06)]
-        e += [ellipsoid(p(12.4 + .8*roll, 8.6, 2.6), (3., .22, 5.6), .16, rot=turn(y=.12*s)),
+        e += [ellipsoid(p(12.4 + .8*roll, 8.6, 2.6), (3., .22, 5.6), .3, rot=turn(y=.12*s)),
               ellipsoid(p(18.6, 2, 8.6), (2.3, 2.3, 2.4), .055), ellipsoid(p(18.6, 2, 8.6), (2.45, 2.45, 2.55), .035),
               ellipsoid(p(16.6, 3.4, 7.4), (.7, 1.5, 1.9), .12), ellipsoid(p(22.6, 1.5, -4), (3.6 + .4*body.girth, 4, 13), .17)]
     return join(*t), join(*e)
@@ -577,13 +610,13 @@ def inside_lung(body:Body, side:str, p:np.ndarray, # (...,3) cm
     q = ((p[..., 0] - dx)/d[0, 0])**2 + ((p[..., 1] - dy)/d[1, 1])**2 + (np.maximum(p[..., 2] - dz, 0)/d[2, 2])**2
     return (((p[..., 0] - cx)/(a + 1e-6))**2 + ((p[..., 1] - cy)/(b + 1e-6))**2 < edge**2) & (q > 1)
 
-def vessels(rng:np.random.Generator, body:Body, side:str, generations:int=6) -> Tubes:
+def vessels(rng:np.random.Generator, body:Body, side:str, generations:int=5) -> Tubes:
     "Arteries and veins of one lung."
     s = SIDE_SIGN[side]; hilum_at = np.array(hilum(body, side)[0])
-    fan = np.radians([82, 62, 40, 18, -4, -26, -46, -62, -78, 70, -20, -55]) + rng.normal(0, .12, 12)
-    d = np.stack([s*np.cos(fan), rng.normal(.05, .5, 12), np.sin(fan)], -1)
+    fan = np.radians([80, 60, 40, 18, -4, -24, -42, -58, -75, -30]) + rng.normal(0, .12, 10)
+    d = np.stack([s*np.cos(fan), rng.normal(.05, .5, 10), np.sin(fan)], -1)
     p = hilum_at + d*(.5, .4, 1.2); parts = []
-    r = .36*(1 - .28*np.sin(fan))*rng.uniform(.8, 1.2, 12); step = rng.uniform(2., 2.8, 12)*body.tall
+    r = .42*(1 - .28*np.sin(fan))*rng.uniform(.8, 1.2, 10); step = rng.uniform(2.2, 3., 10)*body.tall
     for _ in range(generations):
         d = d/np.linalg.norm(d, axis=1, keepdims=True)
         end = p + d*step[:, None]
@@ -602,7 +635,7 @@ def airways(body:Body) -> Tubes:
     trachea = smooth([(0, 1., 18*body.tall), (.1, 1.6, 10*body.tall), (-.35*body.knob, 2.4, 4.5), (-.1, 2.8, .4)], 8)
     right = smooth([(-.1, 2.8, .6), (-1.7, 2.8, -1.3), (-3.2, 2.6, -3.4)], 5)
     left = smooth([(.1, 2.8, .6), (2.1, 2.8, -.9), (4.2, 2.7, -2.2)], 5)
-    return join(chain(trachea, .95, -MU.soft*.9), *(chain(b, np.linspace(.72, .55, 5), -MU.soft*.75) for b in (right, left)))
+    return join(chain(trachea, 1., -MU.soft), *(chain(b, np.linspace(.72, .55, 5), -MU.soft*.75) for b in (right, left)))
 
 def soft_parts(rng:np.random.Generator, body:Body, view:str, breath:float=1.) -> Ellipsoids:
     "Breasts, chest muscles, stomach bubble and bowel gas."
@@ -611,14 +644,22 @@ def soft_parts(rng:np.random.Generator, body:Body, view:str, breath:float=1.) ->
     for s in SIDE_SIGN.values():
         e.append(ellipsoid((s*11.5*body.wide, -8.5, 5.5), (5.2, 1.3, 4.2), .09, rot=turn(y=-.5*s)))
         b = body.breast
-        if b: e += [ellipsoid((s*8.6*body.wide, -11, -5.2 - .6*b), (b*1.15, .7*b, b), .10),
-                    ellipsoid((s*8.8*body.wide, -11, -5.9 - .8*b), (b*.95, .6*b, .66*b), .10)]
+        if b: e += [ellipsoid((s*8.6*body.wide, -11, -5.2 - .6*b), (b*1.15, .7*b, b), .05),
+                    ellipsoid((s*8.8*body.wide, -11, -5.9 - .8*b), (b*.95, .6*b, .66*b), .04)]
     n = rng.integers(2, 6)
     gas = rng.uniform((-9, -6, -23), (11, 2, -15), (n, 3)); size = rng.uniform(.5, 1.7, n)
     bubble = rng.uniform(.6, 1.3)
     e.append(ellipsoid((6.2*body.wide, -2, top - 1.4 - 1.1*bubble), (2.6*bubble, 2.3, 1.15*bubble), -.17))
     e += [ellipsoid(c + (0, 0, top + 9), (1.3*r, r, .8*r), -.15) for c, r in zip(gas, size) if c[2] + 9 < -3]
     return join(*e)
+
+# %% ../nbs/03_anatomy.ipynb #e9b38ac1
+@functools.cache
+def reuse_memory():
+    "Let the C library keep freed blocks (Linux; elsewhere nothing happens)."
+    if not sys.platform.startswith('linux'): return
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) # musl has none
+    if mallopt: mallopt(-3, 1 << 25); mallopt(-1, 1 << 26) # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 # %% ../nbs/03_anatomy.ipynb #2fff8b9e
 @dataclass
@@ -633,6 +674,7 @@ class Chest:
 
 def build_chest(rng:np.random.Generator, body:Body, view:str, breath:float=1., grow:float=1., widen:float=0.) -> Chest:
     "A normal chest (with `grow` and `widen`: an enlarged heart, a wide mediastinum)."
+    reuse_memory()
     bones, blobs = shoulders(body, view)
     tree = {s: vessels(rng, body, s) for s in SIDE_SIGN}
     parts = (ribs(body), spine_bones(body), airways(body))
@@ -654,10 +696,19 @@ def solid_interval(view:View, solid, # a `Stack` or a (centre, shape) ellipsoid
                    rows:slice, cols:slice, **how) -> tuple: # near, far in a window
     "Entry and exit depths of one solid, at its own magnification."
     if isinstance(solid, Stack):
-        u, z = object_grid(view, rows, cols, magnify(view, float((view.axes[2] @ [0, np.median(solid.table[1]), 0]))))
+        u, z = object_grid(view, rows, cols, magnify(view, view.axes[2] @ [0, np.median(solid.table[1]), 0]))
         return stack_interval(view, solid, u, z, **how)
     u, z = object_grid(view, rows, cols, magnify(view, view.axes[2] @ np.asarray(solid[0], float)))
     return ellipsoid_interval(view, *solid, u, z, **how)
+
+def many_intervals(view:View, solids:list, # of (centre, shape) ellipsoids
+                   rows:slice, cols:slice) -> list: # of (near, far)
+    "The same for many ellipsoids at once."
+    if not solids: return []
+    centre, shape = np.array([c for c, _ in solids], float), np.array([s for _, s in solids])
+    m = np.float32(1/magnify(view, centre @ view.axes[2]))[:, None, None]; gu, gz = view.grid
+    u, z = gu[rows, cols]*m + np.float32(view.centre[0]), gz[rows, cols]*m + np.float32(view.centre[1])
+    return list(zip(*ellipsoid_interval(view, centre, shape, u, z)))
 
 # %% ../nbs/03_anatomy.ipynb #43c18b36
 def stack_window(view:View, s:Stack) -> tuple: # rows, cols (slices)
@@ -674,7 +725,7 @@ class Rays:
     "What the rays through one lung meet."
     rows:slice; cols:slice
     near:np.ndarray; far:np.ndarray # the lung
-    takers:list                     # (near, far): heart first, diaphragm last
+    takers:list                     # (near, far): 5 of the heart, knob, hilum, 4 stacks, diaphragm
     air:np.ndarray                  # (h,w) cm of lung that is left
 
 # %% ../nbs/03_anatomy.ipynb #7e2ca072
@@ -686,8 +737,9 @@ def lung_rays(view:View, chest:Chest, side:str,
     s = chest.lungs[side]; rows, cols = stack_window(view, s)
     near, far = solid_interval(view, s, rows, cols)
     parts = chest.heart if heart is None else heart
-    takers = [hull([solid_interval(view, p, rows, cols) for p in parts])] if parts else []
-    takers += [solid_interval(view, m, rows, cols) for m in (*chest.mediastinum, chest.hila[side])]
+    stacks, knob = chest.mediastinum[:-1], chest.mediastinum[-1]
+    takers = many_intervals(view, [*parts, knob, chest.hila[side]], rows, cols)
+    takers += [solid_interval(view, m, rows, cols) for m in stacks]
     takers.append(solid_interval(view, dome(chest.body, side, chest.breath, lift), rows, cols, down=True))
     return Rays(rows, cols, near, far, takers, free_length(near, far, takers))
 

@@ -24,7 +24,7 @@ from scipy.special import ndtr
 from .anatomy import (
     FIRST_OBJECT, HEART, MARKER, MU, RIB, SIDE_SIGN, Detector, View, build_chest, chain, detect, develop, dome,
     draw_body, draw_ellipsoids, draw_tubes, ellipsoid, ellipsoid_interval, expose, free_length, heart, hilum, hull,
-    inside_lung, join, lookup, lung, lung_rays, magnify, mediastinum, object_grid, present, rib_lines, rib_tubes, smooth,
+    inside_lung, join, lookup, lung, lung_rays, magnify, many_intervals, mediastinum, object_grid, present, rib_lines, rib_tubes, smooth,
     solid_interval, stack_interval, take, texture, trunk_depth, turn)
 from .config import Profile, Run, get_profile, make_rng
 from .findings import LABELS, close_upward, label_columns
@@ -60,8 +60,8 @@ class Site:
 
 SITES = {s.name: s for s in (
     Site('A', Detector(), .12, 1., (16.6, 15.5), 41.),
-    Site('B', Detector(photons=1.3e5, scatter=.45, blur=.07, flatten=.25, contrast=.92), .25, 1.1, (-17., 16.2), 42.5),
-    Site('C', Detector(photons=9e4, scatter=.6, blur=.1, flatten=.1, contrast=.85), .55, 1.5, (15., 17.), 40.))}
+    Site('B', Detector(photons=8e5, scatter=.45, blur=.07, flatten=.25, contrast=.92), .25, 1.1, (-17., 16.2), 42.5),
+    Site('C', Detector(photons=5e5, scatter=.6, blur=.1, flatten=.1, contrast=.85), .55, 1.5, (15., 17.), 40.))}
 
 # %% ../nbs/05_phantom.ipynb #c949f64a
 CAUSES = ('heart failure', 'infection', 'malignancy', 'trauma', 'critical illness', 'chronic lung disease')
@@ -521,7 +521,7 @@ def marker_tubes(site:Site) -> object: # Tubes
     "The lead letter that names the side it lies on."
     x, z = site.marker; h = np.array
     strokes = [[(-.5, 1), (-.5, -1), (.6, -1)]] if x > 0 else [[(-.5, -1), (-.5, 1), (.3, 1), (.6, .5), (.3, 0), (-.5, 0)], [(0, 0), (.65, -1)]]
-    return join(*(chain(h([(x + a, 0., z + b) for a, b in s]), .16, 9., obj=MARKER) for s in strokes))
+    return join(*(chain(h([(x + a, 0., z + b) for a, b in s]), .17, 30., obj=MARKER) for s in strokes))
 
 def study_view(ph:Phantom, plan:StudyPlan, rng, lateral:bool=False) -> tuple: # View, breath
     "How the patient was placed."
@@ -580,9 +580,11 @@ def _takers(s:Scene, side:str, absent:frozenset) -> tuple: # near, far, takers, 
     if base is None: base = s.cache['rays', side] = lung_rays(s.view, s.chest, side)
     takers = list(base.takers); rows, cols = base.rows, base.cols
     interval = lambda solid, **how: solid_interval(s.view, solid, rows, cols, **how)
-    if HEART in absent: takers[0] = None
-    elif grow: takers[0] = hull([interval(p) for p in heart(s.chest.body, s.chest.breath, max(grow))])
-    if widen: takers[1:6] = [interval(m) for m in mediastinum(s.chest.body, max(widen))]
+    if HEART in absent: takers[:5] = [None]*5
+    elif grow: takers[:5] = many_intervals(s.view, heart(s.chest.body, s.chest.breath, max(grow)), rows, cols)
+    if widen:
+        *stacks, knob = mediastinum(s.chest.body, max(widen))
+        takers[5], takers[7:11] = interval(knob), [interval(m) for m in stacks]
     if lift: takers[-1] = interval(dome(s.chest.body, side, s.chest.breath, lift), down=True)
     return base.near, base.far, [t for t in takers if t is not None], rows, cols
 
