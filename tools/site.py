@@ -2,9 +2,9 @@
 
     python tools/site.py [--out _docs] [--check] [--thin]
 
-Both ways use nbdev's own processing of cells; the thin one then hands Markdown to pandoc (pypandoc_binary). Pages may use
+Both ways use nbdev's own processing of cells; the thin one then hands Markdown to pandoc (pypandoc_binary). Pages use
 what both render: headings, figures (`#| label`, `#| fig-cap`, `#| fig-alt`), callouts, math, citations, links, tables.
-`--check` fails on broken links, missing alt text, unknown citations, outside resources and pages without a sidebar entry.
+`--check` fails on broken links, missing alt texts, unknown citations, outside resources and unlisted pages.
 """
 import argparse
 import base64
@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS, ASSETS = ROOT/'nbs', ROOT/'tools'/'site_assets'
 # nbdev would replace exported cells by their signatures; a literate page shows their source and runs nothing.
 SKIPPED = 'FrontmatterProc,add_show_docs,exec_show_docs,add_links'
-TAGS = set('a b br caption code col colgroup dd div dl dt em h3 h4 hr i li ol p pre s small span strong sub sup '
-           'table tbody td tfoot th thead tr u ul'.split())
+TAGS = set(re.findall(r'\w+', 'a b br caption code col colgroup dd div dl dt em h3 h4 hr i li ol p pre s small span '
+                             'strong sub sup table tbody td tfoot th thead tr u ul'))
+NUMBER = re.compile(r'[-+−]?[\d.,]+(e[-+]?\d+)?\s*%?|nan|NaN|None|')
 ATTRS = {'colspan', 'rowspan', 'scope', 'href', 'title', 'class', 'id'}
 
 
@@ -44,6 +45,7 @@ class Page:
     plotly:bool = False
     problems:list = field(default_factory=list)
     body:BeautifulSoup = None
+    code:list = field(default_factory=list)   # highlighted blocks, kept out of `body`: thousands of tags
 
     @property
     def url(self): return self.source.with_suffix('.html').as_posix()
@@ -91,8 +93,10 @@ def clean_html(text):
         tag.attrs = {k: v for k, v in tag.attrs.items() if k in ATTRS and not str(v).lower().startswith('javascript:')}
     for cell in soup.select('thead th'): cell['scope'] = 'col'
     for cell in soup.select('tbody th'): cell['scope'] = 'row'
-    for cell in soup.select('td'):
-        if re.search(r'[^\W\d_]{2}', cell.text): cell['class'] = 'text'
+    for table in soup('table'):
+        for head, *cells in zip(*(row(['th', 'td']) for row in table('tr'))):
+            if cells and all(c.name == 'td' and NUMBER.fullmatch(c.text.strip()) for c in cells):
+                for cell in (head, *cells): cell['class'] = 'num'
     return str(soup)
 
 def figure(page, content, ext, name, opts):
@@ -104,7 +108,7 @@ def figure(page, content, ext, name, opts):
 def show_output(page, out, name, opts):
     kind, data = out['output_type'], out.get('data', {})
     if kind == 'stream': return raw(f'<pre class="{out["name"]}">{html.escape(join(out["text"]))}</pre>')
-    if kind == 'error': return raw(f'<pre class="stderr">{html.escape(out["ename"])}: {html.escape(out["evalue"])}</pre>')
+    if kind == 'error': return raw(f'<pre class="stderr">{html.escape(out["ename"] + ": " + out["evalue"])}</pre>')
     if 'application/vnd.plotly.v1+json' in data:
         page.plotly, spec = True, json.dumps(data['application/vnd.plotly.v1+json']).replace('</', '<\\/')
         call = f'var f={spec};Plotly.newPlot("{name}",f.data,f.layout,{{responsive:true}});'
@@ -123,10 +127,11 @@ def show_code(page, cell):
     opts = yaml.safe_load('\n'.join(line[2:].strip() for line in head)) or {}
     code = '\n'.join(lines[len(head):]).strip('\n')
     if opts.get('include') is False: return ''
-    parts = [f'::: {{.cell-code}}\n~~~~~~ {{.python}}\n{code}\n~~~~~~\n:::\n'] if code and opts.get('echo', True) else []
+    block = f'::: {{.cell-code}}\n~~~~~~ {{.python}}\n{code}\n~~~~~~\n:::\n'
     outputs = [o for o in cell.get('outputs', []) if opts.get('output', True)]
     shown = ''.join(show_output(page, o, f'{cell.id}-{k}', opts) for k, o in enumerate(outputs))
-    return '\n'.join(parts + ([f':::: {{.cell-output}}\n{shown}\n::::\n'] if shown else []))
+    if not code or not opts.get('echo', True): block = ''
+    return block + (f'\n:::: {{.cell-output}}\n{shown}\n::::\n' if shown else '')
 
 def read_notebook(page):
     from execnb.nbio import read_nb
@@ -156,7 +161,10 @@ def to_html(page):
     args = ['--mathml', '--citeproc', f'--bibliography={NBS/"references.bib"}', '--metadata=link-citations:true',
             '--metadata=title:x', '--toc', '--toc-depth=3', f'--template={ASSETS/"body.html"}']
     toc, body = pypandoc.convert_text(page.text, 'html5', 'markdown', args).split('<!--toc ends-->')
-    page.body = soup = BeautifulSoup(body, 'html.parser')
+    def keep(match):
+        page.code.append(match[0].replace('<pre', '<pre tabindex="0"', 1))
+        return f'<pre>{len(page.code) - 1}</pre>'
+    page.body = soup = BeautifulSoup(re.sub('<pre.*?</pre>', keep, body, flags=re.DOTALL), 'html.parser')
     for a in soup.select('a[href]'):
         if not urlsplit(a['href']).scheme: a['href'] = re.sub(r'\.(ipynb|qmd)(?=#|$)', '.html', a['href'])
     for img in soup.select('img'):
@@ -167,21 +175,21 @@ def to_html(page):
         title = box.attrs.pop('title', None) or (heading.extract().text if heading else kind.capitalize())
         box['class'], box['role'] = ['callout', f'callout-{kind}'], 'note'
         box.insert(0, soup.new_tag('p', string=title, attrs={'class': 'callout-title'}))
-    for table in soup.select('table'):
-        table.wrap(soup.new_tag('div', attrs={'class': 'table-wrap', 'tabindex': '0', 'role': 'region', 'aria-label': 'Table'}))
-    for pre in soup.select('pre'): pre['tabindex'] = '0'
+    frame = {'class': 'table-wrap', 'tabindex': '0', 'role': 'region', 'aria-label': 'Table'}
+    for table in soup.select('table'): table.wrap(soup.new_tag('div', attrs=frame))
     return toc
 
 def search_entries(page):
     "One entry a section: its heading, its prose and the names that its code defines."
     entry = dict(url=page.url, page=page.title, heading='', text='')
-    entries, items = [entry], list(page.body.children)
-    for item in items:
+    entries = [entry]
+    for item in page.body.children:
         if item.name in ('h2', 'h3'):
             entry = dict(url=f'{page.url}#{item["id"]}', page=page.title, heading=item.text, text='')
             entries.append(entry)
         elif item.name == 'div' and 'cell-code' in item.get('class', []):
-            entry['text'] += ' '.join(re.findall(r'(?:def|class) (\w+)', item.text)) + ' '
+            code = BeautifulSoup(page.code[int(item.pre.text)], 'html.parser').text
+            entry['text'] += ' '.join(re.findall(r'(?:def|class) (\w+)', code)) + ' '
         elif item.name: entry['text'] += ' '.join(item.get_text(' ').split())[:3000] + ' '
     return entries
 
@@ -194,7 +202,7 @@ def navigation(page, pages, config):
     sections = [(s, [(href, text or titles[href]) for href, text in items if href in titles]) for s, items in sections]
     name = page.source.as_posix()
     items = lambda entries: ''.join(f'<li>{link(page, h, t, h == name)}</li>' for h, t in entries)
-    side = ''.join(f'{f"<h2>{html.escape(s)}</h2>" if s else ""}<ul>{items(entries)}</ul>' for s, entries in sections)
+    side = ''.join(f'{f"<p>{html.escape(s)}</p>" if s else ""}<ul>{items(entries)}</ul>' for s, entries in sections)
     flat = [entry for _, entries in sections for entry in entries]
     at = [href for href, _ in flat].index(name) if name in dict(flat) else None
     before, after = (flat[at-1:at], flat[at+1:at+2]) if at is not None else ([], [])
@@ -209,7 +217,8 @@ def write_page(page, toc, pages, config, out):
     fields = dict(
         title=html.escape(plain if page.url == 'index.html' else f'{plain} – {site}'), title_html=html.escape(plain),
         description=html.escape(page.description), root=page.root, head=head, site=html.escape(site), toc=toc,
-        toc_hidden='' if '<li>' in toc else ' hidden', body=str(page.body),
+        toc_hidden='' if '<li>' in toc else ' hidden',
+        body=re.sub(r'<pre>(\d+)</pre>', lambda m: page.code[int(m[1])], str(page.body)),
         banner=config['format']['html']['include-before-body'][0]['text'],
         footer=config['website']['page-footer']['center'], **navigation(page, pages, config))
     for name, content in page.files.items(): write(out/name, content)
@@ -222,6 +231,8 @@ def write(path, content):
 def build(out):
     "Render every page into `out`; returns the pages."
     config, pages = yaml.safe_load(quarto_yml()), [read_page(s) for s in sources()]
+    if out.exists() and any(out.iterdir()) and not (out/'search_index.js').exists():
+        raise SystemExit(f'{out} is not empty and not a site of this renderer; choose another --out')
     shutil.rmtree(out, ignore_errors=True)
     for folder in (NBS/'images', ROOT/'figures'):
         if folder.is_dir(): shutil.copytree(folder, out/folder.name, dirs_exist_ok=True)
@@ -241,12 +252,14 @@ def build(out):
 # Checks
 
 def check(out, pages):
-    "[problem] for every page: links and anchors, alt texts, outside resources, citations, syntax that only Quarto knows."
+    "[problem] of all pages: links and anchors, alt texts, outside resources, citations, syntax that only Quarto knows."
     listed = {href for _, entries in sidebar() for href, _ in entries}
     found = {p.source.as_posix() for p in pages}
     problems = [f'nbs/sidebar.yml: {href} does not exist' for href in sorted(listed - found)]
     problems += [f'nbs/sidebar.yml: {href} is not listed' for href in sorted(found - listed)]
-    soups = {p.url: BeautifulSoup((out/p.url).read_text(encoding='utf-8'), 'html.parser') for p in pages}
+    texts = {p.url: (out/p.url).read_text(encoding='utf-8') for p in pages}
+    prose = {url: re.sub('<pre.*?</pre>', '', text, flags=re.DOTALL) for url, text in texts.items()}
+    soups = {url: BeautifulSoup(text, 'html.parser') for url, text in prose.items()}
     ids = {url: {t['id'] for t in soup.select('[id]')} for url, soup in soups.items()}
     for page in pages:
         soup, say = soups[page.url], lambda text, page=page: problems.append(f'nbs/{page.source}: {text}')
@@ -256,16 +269,17 @@ def check(out, pages):
             if parts.scheme or parts.netloc:
                 if tag.name != 'a': say(f'resource from outside: {ref}')
                 continue
-            path = os.path.normpath(os.path.join(os.path.dirname(page.url), unquote(parts.path))) if parts.path else page.url
+            path = os.path.normpath(os.path.join(os.path.dirname(page.url), unquote(parts.path)))
+            path, section = path if parts.path else page.url, unquote(parts.fragment)
             if not (out/path).is_file(): say(f'broken link: {ref}')
-            elif parts.fragment and path in ids and unquote(parts.fragment) not in ids[path]: say(f'no such section: {ref}')
+            elif section and section not in ids.get(path, {section}): say(f'no such section: {ref}')
         for img in soup.select('main img'):
             if not img.get('alt'): say(f'figure without alt text (`#| fig-alt`): {img["src"]}')
         for cite in soup.select('.citation strong'):
             if cite.text.endswith('?'): say(f'unknown citation: {cite.text}')
-        prose = ' '.join(t for t in soup.main.find_all(string=True) if not t.find_parent(['code', 'pre', 'script', 'math']))
+        for tag in soup.main(['code', 'script', 'math']): tag.decompose()
         for sign in (':::', '{{<', '@fig-', '@tbl-', '@sec-', '{#'):
-            if sign in prose: say(f'{sign!r} was not rendered')
+            if sign in soup.main.text: say(f'{sign!r} was not rendered')
     return problems
 
 
