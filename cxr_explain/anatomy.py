@@ -217,8 +217,8 @@ def chain(points:np.ndarray, # (n,3) cm, or (k,n,3) for k tubes
     "Tubes along polylines."
     p = np.asarray(points, float); p = p[None] if p.ndim == 2 else p
     k, n = len(p), p.shape[1] - 1
-    full = lambda v: np.broadcast_to(np.asarray(v, float), (k, n)).ravel()
-    ints = lambda v: np.broadcast_to(np.asarray(v).reshape(-1, 1), (k, n)).ravel()
+    full = lambda v: (np.zeros((k, n)) + v).ravel()
+    ints = lambda v: (np.zeros((k, n), int) + np.reshape(v, (-1, 1))).ravel()
     return Tubes(p[:, :-1].reshape(-1, 3), p[:, 1:].reshape(-1, 3), full(r), full(mu), full(core), full(mu_core),
                  ints(obj), ints(unless))
 
@@ -696,7 +696,7 @@ def solid_interval(view:View, solid, # a `Stack` or a (centre, shape) ellipsoid
                    rows:slice, cols:slice, **how) -> tuple: # near, far in a window
     "Entry and exit depths of one solid, at its own magnification."
     if isinstance(solid, Stack):
-        u, z = object_grid(view, rows, cols, magnify(view, view.axes[2] @ [0, np.median(solid.table[1]), 0]))
+        u, z = object_grid(view, rows, cols, magnify(view, view.axes[2] @ [0, solid.table[1, 500], 0]))
         return stack_interval(view, solid, u, z, **how)
     u, z = object_grid(view, rows, cols, magnify(view, view.axes[2] @ np.asarray(solid[0], float)))
     return ellipsoid_interval(view, *solid, u, z, **how)
@@ -711,9 +711,11 @@ def many_intervals(view:View, solids:list, # of (centre, shape) ellipsoids
     return list(zip(*ellipsoid_interval(view, centre, shape, u, z)))
 
 # %% ../nbs/03_anatomy.ipynb #43c18b36
-def stack_window(view:View, s:Stack) -> tuple: # rows, cols (slices)
+def stack_window(view:View, s:Stack,
+                 floor:float=-99. # lowest height that matters, cm
+                ) -> tuple: # rows, cols (slices)
     "The pixels that a stack can reach."
-    z = np.array(s.span); _, cy, a, b = np.abs(s.table).max(1); cx = np.array([s.table[0].min(), s.table[0].max()])
+    z = np.maximum(s.span, floor); _, cy, a, b = np.abs(s.table).max(1); cx = np.array([s.table[0].min(), s.table[0].max()])
     corners = np.array([(x + dx, y, h) for x in cx for dx in (-a, a) for y in (-cy - b, cy + b) for h in z])
     if view.name != 'lateral': corners[:, 1] = np.clip(corners[:, 1], -4, 4)
     col, row, *_ = project(view, corners)
@@ -726,7 +728,9 @@ class Rays:
     rows:slice; cols:slice
     near:np.ndarray; far:np.ndarray # the lung
     takers:list                     # (near, far): 5 of the heart, knob, hilum, 4 stacks, diaphragm
-    air:np.ndarray                  # (h,w) cm of lung that is left
+
+    @property
+    def air(self): return free_length(self.near, self.far, self.takers) # (h,w) cm of lung that is left
 
 # %% ../nbs/03_anatomy.ipynb #7e2ca072
 def lung_rays(view:View, chest:Chest, side:str,
@@ -734,14 +738,15 @@ def lung_rays(view:View, chest:Chest, side:str,
               lift:float=0. # of the dome, cm
              ) -> Rays:
     "The lung of one side on its window, and what takes its place."
-    s = chest.lungs[side]; rows, cols = stack_window(view, s)
+    s = chest.lungs[side]; low = dome(chest.body, side, chest.breath)
+    rows, cols = stack_window(view, s, low[0][2] - 1.)
     near, far = solid_interval(view, s, rows, cols)
     parts = chest.heart if heart is None else heart
     stacks, knob = chest.mediastinum[:-1], chest.mediastinum[-1]
     takers = many_intervals(view, [*parts, knob, chest.hila[side]], rows, cols)
     takers += [solid_interval(view, m, rows, cols) for m in stacks]
     takers.append(solid_interval(view, dome(chest.body, side, chest.breath, lift), rows, cols, down=True))
-    return Rays(rows, cols, near, far, takers, free_length(near, far, takers))
+    return Rays(rows, cols, near, far, takers)
 
 def trunk_depth(view:View, chest:Chest) -> np.ndarray: # (px,px)
     "Optical depth of a trunk full of soft tissue."

@@ -2,15 +2,16 @@
 
 # %% auto #0
 __all__ = ['SITES', 'CAUSES', 'CAUSE_RATE', 'DRAWN', 'MARGINAL', 'EFFECT', 'PARTS', 'STAY', 'DEVICES', 'ADD', 'CHANGED',
-           'STRUCTURE', 'READER_AT', 'READER_SLOPE', 'Phantom', 'Site', 'uniform', 'part_index', 'part_of', 'Course',
-           'draw_course', 'Obj', 'StudyPlan', 'zone_of', 'plan_opacity', 'plan_object', 'plan_rest', 'plan_devices',
-           'patient_body', 'plan_label', 'draw_study', 'plan_shortcut', 'Fill', 'Limit', 'Scene', 'contrast',
-           'add_mass', 'add_opacity', 'air_bronchograms', 'add_edema', 'add_atelectasis', 'add_pneumothorax',
-           'add_effusion', 'add_pleural', 'add_fracture', 'add_device', 'endotracheal_tube', 'nasogastric_tube',
-           'central_line', 'pacemaker', 'chest_drain', 'sternal_wires', 'token', 'marker_tubes', 'study_view',
-           'build_scene', 'add_object', 'cardiothoracic', 'lung_depth', 'full_depth', 'change_depth', 'heart_mask',
-           'extent_mask', 'Study', 'box_of', 'visibility_of', 'noise_level', 'study_facts', 'picture', 'make_study',
-           'seen_chance', 'image_id', 'patient_id', 'study_row', 'read_report', 'render', 'draw_parts', 'choose']
+           'STRUCTURE', 'READER_AT', 'READER_SLOPE', 'HEDGE_AT', 'Phantom', 'Site', 'uniform', 'part_index', 'part_of',
+           'Course', 'draw_course', 'Obj', 'StudyPlan', 'zone_of', 'plan_opacity', 'plan_object', 'plan_rest',
+           'plan_devices', 'patient_body', 'plan_label', 'draw_study', 'plan_shortcut', 'Fill', 'Limit', 'Scene',
+           'contrast', 'add_mass', 'add_opacity', 'air_bronchograms', 'add_edema', 'add_atelectasis',
+           'add_pneumothorax', 'add_effusion', 'add_pleural', 'add_fracture', 'add_device', 'endotracheal_tube',
+           'nasogastric_tube', 'central_line', 'pacemaker', 'chest_drain', 'sternal_wires', 'token', 'marker_tubes',
+           'study_view', 'build_scene', 'add_object', 'cardiothoracic', 'lung_depth', 'full_depth', 'change_depth',
+           'heart_mask', 'extent_mask', 'Study', 'box_of', 'visibility_of', 'noise_level', 'study_facts', 'picture',
+           'make_study', 'seen_chance', 'image_id', 'patient_id', 'study_row', 'under_reported', 'read_facts',
+           'read_report', 'render', 'draw_parts', 'choose']
 
 # %% ../nbs/05_phantom.ipynb #ec94bc54
 import functools
@@ -28,6 +29,7 @@ from .anatomy import (
     solid_interval, stack_interval, take, texture, trunk_depth, turn)
 from .config import Profile, Run, get_profile, make_rng
 from .findings import LABELS, close_upward, label_columns
+from .grammar import say, write_report
 
 # %% ../nbs/05_phantom.ipynb #f6030234
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class StudyPlan:
     causes:tuple
     truth:np.ndarray  # (14,) int8, closed upward
     findings:tuple    # of `Obj`
-    resolved:tuple    # labels present in the prior and absent now
+    resolved:tuple    # of `Obj`: present in the prior and gone now
     films:int
 
 # %% ../nbs/05_phantom.ipynb #6676c8cf
@@ -240,7 +242,7 @@ def plan_rest(rng, body, label, plan, o):
                          size=float(rng.uniform(.9, 2.2)), shape=tuple(rng.uniform(.7, 1.3, 2)))]
     if label == 'Fracture':
         k = int(rng.integers(3, 9)); n = int(rng.choice([1, 2, 3], p=[.6, .25, .15])); t = float(rng.uniform(.3, .62))
-        return [o | dict(kind='rib fracture', zone='chest wall', size=float(rng.uniform(.35, .8)), shape=(k + j, t + .02*j)) for j in range(n)]
+        return [o | dict(kind='rib fracture', zone='upper' if k < 5 else 'mid' if k < 8 else 'lower', size=float(rng.uniform(.35, .8)), shape=(k + j, t + .02*j)) for j in range(n)]
     return plan_devices(rng, plan, o)
 
 def plan_devices(rng, plan, o):
@@ -303,10 +305,11 @@ def draw_study(ph:Phantom, i:int # patient*4 + order
     supine = bool(ap and uniform(ph.seed, patient, _VIEW, order, 1) < (.7 if weak else .3))
     plan = dict(view='AP' if ap else 'PA', supine=supine, causes=causes); own = c.own[0]
     found = [o for k in np.flatnonzero(own[order]) for o in plan_label(ph, c, body, order, int(k), plan)]
-    gone = tuple(DRAWN[k] for k in range(13) if order and own[order-1, k] and not own[order, k])
+    gone = [o for k in range(13) if order and own[order-1, k] and not own[order, k]
+            for o in plan_label(ph, c, body, order-1, k, plan)]
     truth = c.truth[0, order]
     found += plan_shortcut(ph, i, patient, truth)
-    return StudyPlan(int(i), patient, order, plan['view'], body.sex, body.age, site, supine, causes, truth, tuple(found), gone,
+    return StudyPlan(int(i), patient, order, plan['view'], body.sex, body.age, site, supine, causes, truth, tuple(found), tuple(gone),
                      int(c.films[0]))
 
 def plan_shortcut(ph:Phantom, i, patient, truth) -> list: # of `Obj`, not a label
@@ -566,7 +569,7 @@ def cardiothoracic(view:View, chest, grow:float=1.) -> float: # ratio of widths
     for centre, shape in heart(chest.body, chest.breath, grow):
         half = np.linalg.norm(view.axes[0] @ shape); m = magnify(view, view.axes[2] @ np.array(centre))
         u = view.axes[0] @ np.array(centre) - view.centre[0]; edges.append((m*(u - half), m*(u + half)))
-    e = np.array(edges); m = magnify(view, view.axes[2] @ [0, np.median(chest.lungs['left'].table[1]), 0])
+    e = np.array(edges); m = magnify(view, view.axes[2] @ [0, chest.lungs['left'].table[1, 500], 0])
     t = [chest.lungs[s].table for s in ('right', 'left')]
     thorax = (t[1][0] + t[1][2]).max() - (t[0][0] - t[0][2]).min()
     return float((e[:, 1].max() - e[:, 0].min())/(m*thorax))
@@ -777,8 +780,49 @@ def study_row(ph:Phantom, plan:StudyPlan, facts:list) -> dict:
                 **read_report(ph, plan, facts),
                 **dict(zip(label_columns('truth'), plan.truth.tolist())), **dict(zip(label_columns('visible'), visible.tolist())))
 
-def read_report(ph, plan, facts):
-    return dict(indication='', findings='', impression='')
+# %% ../nbs/05_phantom.ipynb #91693c6f
+HEDGE_AT = 1.5 # below this visibility a reader who notices something is often not sure
+
+def under_reported(ph:Phantom, plan:StudyPlan) -> bool:
+    "Whether this patient belongs to the subgroup of the dial `bias`."
+    group = dict(F=plan.sex == 'F', M=plan.sex == 'M', old=plan.age >= 65, young=plan.age < 65)
+    if ph.bias and ph.bias not in group: raise ValueError(f'bias={ph.bias!r} is not one of {", ".join(group)}')
+    return bool(ph.bias) and group[ph.bias]
+
+def _merge(seen): # the same object on both sides is one bilateral statement
+    kinds = {}
+    for f in seen: kinds.setdefault(f['object'], []).append(f)
+    for same in kinds.values():
+        if {'left', 'right'} <= {f['side'] for f in same}:
+            zones = {f['zone'] for f in same}
+            yield same[0] | dict(side='bilateral', zone=zones.pop() if len(zones) == 1 else None)
+        else: yield from same
+
+# %% ../nbs/05_phantom.ipynb #ef88816d
+def read_facts(ph:Phantom, plan:StudyPlan, facts:list, rng:np.random.Generator) -> list: # of `Statement`
+    "What the reader reports: sees by visibility, hedges what is faint, calls a consolidation pneumonia in an infection."
+    chance, sure = rng.random((2, len(facts) + 1))
+    blind = ph.bias_strength*under_reported(ph, plan); seen, out = [], []
+    for f, u, v in zip(facts, chance, sure):
+        if u >= seen_chance(f['visibility'])*(1 - blind): continue
+        hedged = v < (.65 if f['visibility'] < HEDGE_AT else .08)
+        obj = f['object']
+        if obj == 'pneumonia' and 'infection' not in plan.causes: obj = 'lobar consolidation'
+        seen.append(f | dict(object=obj, certainty='hedged' if hedged or (obj == 'pneumonia' and v < .4) else 'sure'))
+    for f in _merge(seen):
+        certainty = 'sure' if f['label'] == 'Support Devices' else f['certainty']
+        change = f['change'] if plan.order and certainty == 'sure' else None
+        out.append(say(f['object'], certainty, f['side'], f['zone'], f['severity'], change))
+    gone = {o.kind: o for o in plan.resolved if not plan.truth[LABELS.index(o.label)] and rng.random() < .6}
+    return out + [say(o.kind, 'denied', o.side, change='resolved') for o in gone.values()]
+
+def read_report(ph:Phantom, plan:StudyPlan, facts:list) -> dict: # indication, findings, impression
+    "The report of a study."
+    rng = make_rng(ph.seed, 'phantom', 'reader', plan.i)
+    known = tuple(c for c in plan.causes if rng.random() < .7)
+    text = write_report(read_facts(ph, plan, facts, rng), rng, view=plan.view, sex=plan.sex, age=plan.age,
+                        has_prior=plan.order > 0, history=known, style=ph.style)
+    return {k: text[k] for k in ('indication', 'findings', 'impression')}
 
 # %% ../nbs/05_phantom.ipynb #c237b944
 def render(ph:Phantom, i:int, without:tuple=(), add:tuple=(), move:dict|None=None, lateral:bool=False,
