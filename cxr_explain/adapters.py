@@ -100,7 +100,8 @@ def label_texts(texts:pd.Series # reports; missing values stay unlabelled
 
 def join_text(rows:pd.DataFrame) -> pd.Series: # findings and impression, missing if both are
     "What a report says about the image."
-    text = (rows.findings.fillna('') + '\n' + rows.impression.fillna('')).str.strip()
+    findings, impression = (rows[c].astype(object).fillna('') for c in ('findings', 'impression'))
+    text = (findings + '\n' + impression).str.strip()
     return text.where(text != '')
 
 # %% ../nbs/08_adapters.ipynb #58d026a2
@@ -350,7 +351,8 @@ def read_zip_texts(path:Path,       # such as mimic-cxr-reports.zip
 
 def _mimic_texts(df, reports):
     names = _mimic_folder(df) + '.txt'
-    texts = {n: parse_sections(t) for n, t in read_zip_texts(reports, names.unique()).items()}
+    texts = read_zip_texts(reports, names.unique())
+    texts = {n: parse_sections(re.sub(r'(?m)^[ \t]+', '', t)) for n, t in texts.items()}  # every line is indented
     return pd.DataFrame({s: names.map({n: t.get(s) or None for n, t in texts.items()})
                          for s in ('indication', 'findings', 'impression')})
 
@@ -535,12 +537,12 @@ def _parquet_group(path, group):
 
 def _embedded(path, k): # bytes of the image in row k
     import pyarrow.parquet as pq
-    meta = pq.ParquetFile(path).metadata
+    meta, first = pq.ParquetFile(path).metadata, 0
     for group in range(meta.num_row_groups):
         n = meta.row_group(group).num_rows
-        if k < n: return _image_bytes(_parquet_group(path, group)[k].as_py())
-        k -= n
-    raise AdapterError(f'{path} ends before row {k}; read the source again')
+        if k < first + n: return _image_bytes(_parquet_group(path, group)[k - first].as_py())
+        first += n
+    raise AdapterError(f'{path} has {first:,} rows and none of number {k}; read the source again')
 
 @contextmanager
 def image_file(root:Path, # of the source
@@ -731,6 +733,7 @@ def find_sources(data_dir:Path # folder that holds data sets, at most two levels
         for folder in table.folder[table.kind == layout.kind]:
             source = drop_known(drop_absent(layout.read(Path(data_dir)/folder)), known)
             known |= set(source.rows.image_id)
+            if source.name in {s.name for s in sources}: source = replace(source, name=f'{source.name}_{layout.kind}')
             if len(source.rows): sources.append(reconcile(source))
     if sources: return sources
     looked = '; '.join(f"{l.kind}: {', '.join(l.tables)}" for l in LAYOUTS)

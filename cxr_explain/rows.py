@@ -57,7 +57,7 @@ def _check_rows(rows, source):
 def _fill(rows, name, value): rows[name] = rows[name].astype(object).where(rows[name].notna(), value)
 
 def _typed(rows, name): # one column in its manifest type
-    if name in TEXT_COLUMNS: return rows[name].astype('str')
+    if name in TEXT_COLUMNS: return rows[name].astype('str').where(rows[name].notna() & rows[name].ne(''))
     if name in ('fold', 'order'): return rows[name].astype('Int32')
     if name.startswith('annotated_'): return rows[name].eq(True)
     return rows[name].astype('float32' if name.startswith(('label_', 'truth_', 'visible_')) else 'float64')
