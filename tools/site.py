@@ -28,7 +28,7 @@ from bs4 import BeautifulSoup, Comment
 ROOT = Path(__file__).resolve().parent.parent
 NBS, ASSETS = ROOT/'nbs', ROOT/'tools'/'site_assets'
 # nbdev would replace exported cells by their signatures; a literate page shows their source and runs nothing.
-SKIPPED = 'FrontmatterProc,add_show_docs,exec_show_docs,add_links'
+SKIPPED = 'FrontmatterProc,insert_warning,add_show_docs,exec_show_docs,add_links'
 TAGS = set(re.findall(r'\w+', 'a b br caption code col colgroup dd div dl dt em h3 h4 hr i li ol p pre s small span '
                              'strong sub sup table tbody td tfoot th thead tr u ul'))
 NUMBER = re.compile(r'[-+−]?[\d.,]+(e[-+]?\d+)?\s*%?|nan|NaN|None|')
@@ -286,7 +286,7 @@ def check(out, pages):
 def nbdev_processing():
     "What nbdev does to the cells of a page, but for what `SKIPPED` names."
     from nbdev import config, processors
-    config.get_config().d['skip_procs'] = SKIPPED
+    config.get_config().d.update(skip_procs=SKIPPED, recursive='True')  # subfolders hold images
     processors._hide_dirs -= {'export', 'exporti'}
     return processors.FilterDefaults()
 
@@ -294,8 +294,10 @@ def quarto():
     "nbdev's own way, in this process, so that its cell processing is the one that the thin renderer uses."
     from nbdev.quarto import nbdev_docs
     nbdev_processing()
+    os.environ['IN_TEST'] = '1'  # nbdev then writes no _modidx.py
     if (ROOT/'figures').is_dir(): shutil.copytree(ROOT/'figures', NBS/'figures', dirs_exist_ok=True)
-    nbdev_docs.__wrapped__(n_workers=0, recursive=True)
+    try: nbdev_docs.__wrapped__(n_workers=0)
+    finally: shutil.rmtree(NBS/'figures', ignore_errors=True)
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description='Build the website.')
