@@ -1,4 +1,4 @@
-"""Every adapter on a fabricated tree of its set's layout, whole and broken; real sets if CXR_EXPLAIN_DATA names them."""
+"""Every adapter on a fabricated tree of its layout, whole and broken; real sets if CXR_EXPLAIN_DATA names them."""
 
 import os
 import warnings
