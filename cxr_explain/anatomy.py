@@ -14,7 +14,7 @@ __all__ = ['Z0', 'STEP', 'MU', 'SIDE_SIGN', 'RIB', 'HEART', 'MARKER', 'FIRST_OBJ
 import ctypes
 import functools
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy import ndimage
@@ -409,7 +409,9 @@ class Exposure:
 # %% ../nbs/03_anatomy.ipynb #6dee31e5
 def expose(view:View, detector:Detector,
            depth:np.ndarray, # (px,px) optical depth
-           noise:np.ndarray # (px,px) standard normal
+           noise:np.ndarray, # (px,px) standard normal
+           shift:float=0., # of the window, as a share of its half width
+           gamma:float=1. # of the look-up table
           ) -> Exposure:
     "Freeze scatter, slow part and display window of a study."
     light = np.exp(-depth)
@@ -418,8 +420,8 @@ def expose(view:View, detector:Detector,
     slow = detector.flatten*wide_blur(np.minimum(log, 5), 3.5/view.pitch)
     inside = (log - slow)[depth > .35]
     lo, hi = np.quantile(inside[::max(1, len(inside)//4000)], (.005, .995)) if len(inside) > 50 else (0., 4.)
-    middle, half = (lo+hi)/2, max(hi-lo, .5)/2/detector.contrast
-    return Exposure(noise, scatter, slow, (middle - 1.3*half, middle + 1.12*half), 1.)
+    half = max(hi-lo, .5)/2/detector.contrast; middle = (lo+hi)/2 + shift*half
+    return Exposure(noise, scatter, slow, (middle - 1.12*half, middle + 1.2*half), gamma)
 
 def detect(view:View, detector:Detector, depth:np.ndarray, shot:Exposure) -> np.ndarray: # (px,px) float32
     "The log signal with blur and noise: what the detector's computer starts from."
@@ -433,8 +435,8 @@ def develop(shot:Exposure, log:np.ndarray) -> np.ndarray: # (px,px) float32 in [
     "Processing for display: remove a share of the slow changes, then the look-up table."
     lo, hi = shot.window
     x = (log - shot.slow - np.float32(lo))/np.float32(hi - lo)
-    x = np.clip(x, 0, 1)
-    return x*(np.float32(1.3) - np.float32(.3)*x*x)
+    x = np.clip(x, 0, 1)**np.float32(shot.gamma)
+    return x*(np.float32(1.1) - np.float32(.1)*x*x)
 
 # %% ../nbs/03_anatomy.ipynb #58ffed49
 SIDE_SIGN = {'right': -1, 'left': 1}  # of x: the patient's left is positive

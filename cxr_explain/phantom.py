@@ -2,20 +2,21 @@
 
 # %% auto #0
 __all__ = ['SITES', 'CAUSES', 'CAUSE_RATE', 'DRAWN', 'MARGINAL', 'EFFECT', 'PARTS', 'STAY', 'DEVICES', 'ADD', 'CHANGED',
-           'STRUCTURE', 'READER_AT', 'READER_SLOPE', 'HEDGE_AT', 'Phantom', 'Site', 'uniform', 'part_index', 'part_of',
-           'Course', 'draw_course', 'Obj', 'StudyPlan', 'zone_of', 'plan_opacity', 'plan_object', 'plan_rest',
-           'plan_devices', 'patient_body', 'plan_label', 'draw_study', 'plan_shortcut', 'Fill', 'Limit', 'Scene',
-           'contrast', 'add_mass', 'add_opacity', 'air_bronchograms', 'add_edema', 'add_atelectasis',
+           'STRUCTURE', 'THIN', 'READER_AT', 'READER_SLOPE', 'HEDGE_AT', 'Phantom', 'Site', 'uniform', 'part_index',
+           'part_of', 'Course', 'draw_course', 'Obj', 'StudyPlan', 'zone_of', 'plan_opacity', 'plan_object',
+           'plan_rest', 'plan_devices', 'patient_body', 'plan_label', 'draw_study', 'plan_shortcut', 'Fill', 'Limit',
+           'Scene', 'contrast', 'add_mass', 'add_opacity', 'air_bronchograms', 'add_edema', 'add_atelectasis',
            'add_pneumothorax', 'add_effusion', 'add_pleural', 'add_fracture', 'add_device', 'endotracheal_tube',
            'nasogastric_tube', 'central_line', 'pacemaker', 'chest_drain', 'sternal_wires', 'token', 'marker_tubes',
-           'study_view', 'build_scene', 'add_object', 'cardiothoracic', 'lung_depth', 'full_depth', 'change_depth',
-           'heart_mask', 'extent_mask', 'Study', 'box_of', 'visibility_of', 'noise_level', 'study_facts', 'picture',
-           'make_study', 'seen_chance', 'image_id', 'patient_id', 'study_row', 'under_reported', 'read_facts',
-           'read_report', 'render', 'draw_parts', 'choose']
+           'study_view', 'build_scene', 'add_object', 'drawn_widths', 'cardiothoracic', 'lung_depth', 'full_depth',
+           'change_depth', 'heart_mask', 'extent_mask', 'near_break', 'main_parts', 'Study', 'box_of', 'visibility_of',
+           'noise_level', 'study_facts', 'display_taste', 'picture', 'make_study', 'seen_chance', 'image_id',
+           'patient_id', 'study_row', 'under_reported', 'read_facts', 'read_report', 'render', 'draw_parts', 'choose',
+           'ideal_auroc', 'patient_mean', 'find_study', 'show', 'spectrum', 'measure_gap']
 
 # %% ../nbs/05_phantom.ipynb #ec94bc54
 import functools
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,8 +25,8 @@ from scipy.special import ndtr
 
 from .anatomy import (
     FIRST_OBJECT, HEART, MARKER, MU, RIB, SIDE_SIGN, Detector, View, build_chest, chain, detect, develop, dome,
-    draw_body, draw_ellipsoids, draw_tubes, ellipsoid, ellipsoid_interval, expose, free_length, heart, hilum, hull,
-    inside_lung, join, lookup, lung, lung_rays, magnify, many_intervals, mediastinum, object_grid, present, rib_lines, rib_tubes, smooth,
+    draw_body, draw_ellipsoids, draw_tubes, ellipsoid, expose, free_length, heart, hull,
+    inside_lung, join, lookup, lung, lung_rays, magnify, many_intervals, mediastinum, object_grid, present, project, rib_lines, rib_tubes, smooth,
     solid_interval, stack_interval, take, texture, trunk_depth, turn)
 from .config import Profile, Run, get_profile, make_rng
 from .findings import LABELS, close_upward, label_columns
@@ -202,7 +203,7 @@ def plan_object(rng:np.random.Generator, body, label:str, plan:dict # view, supi
                ) -> list: # of dicts of `Obj` fields
     "Which objects a label becomes."
     side = 'right' if rng.random() < .54 else 'left'
-    sev = float(rng.beta(1.6, 1.8))
+    sev = float(rng.beta(1.15, 1.9))
     o = dict(label=label, side=side, severity=sev)
     if label == 'Cardiomegaly': return [o | dict(kind='cardiac enlargement', side=None, zone=None)]
     if label == 'Enlarged Cardiomediastinum': return [o | dict(kind='wide mediastinum', side=None, zone='mediastinal')]
@@ -223,7 +224,7 @@ def plan_object(rng:np.random.Generator, body, label:str, plan:dict # view, supi
 # %% ../nbs/05_phantom.ipynb #e785c5da
 def plan_rest(rng, body, label, plan, o):
     "Objects of pleura, bones and devices."
-    side, s = o['side'], SIDE_SIGN[o['side']]
+    side = o['side']
     if label == 'Atelectasis':
         band = rng.random() < .75; z = float(rng.uniform(-6.5, -2.5))
         both = band and rng.random() < .3
@@ -563,16 +564,21 @@ def add_object(ph, s, n, o):
         if name == 'lift': s.lift |= value
         else: getattr(s, name).extend(value)
 
-def cardiothoracic(view:View, chest, grow:float=1.) -> float: # ratio of widths
-    "The cardiothoracic ratio as drawn: largest width of the heart over that of the lungs, from the formulas."
-    edges = []
+def drawn_widths(view:View, chest, grow:float=1.) -> tuple: # heart, thorax: cm on the detector
+    "The largest widths of heart and lungs, from the formulas."
+    c, sn = np.cos(view.angle), np.sin(view.angle); edges = []
     for centre, shape in heart(chest.body, chest.breath, grow):
         half = np.linalg.norm(view.axes[0] @ shape); m = magnify(view, view.axes[2] @ np.array(centre))
         u = view.axes[0] @ np.array(centre) - view.centre[0]; edges.append((m*(u - half), m*(u + half)))
-    e = np.array(edges); m = magnify(view, view.axes[2] @ [0, chest.lungs['left'].table[1, 500], 0])
-    t = [chest.lungs[s].table for s in ('right', 'left')]
-    thorax = (t[1][0] + t[1][2]).max() - (t[0][0] - t[0][2]).min()
-    return float((e[:, 1].max() - e[:, 0].min())/(m*thorax))
+    low, high = zip(*edges); m = magnify(view, view.axes[2] @ [0, chest.lungs['left'].table[1, 500], 0])
+    (lx, ly, la, lb), (rx, ry, ra, rb) = (chest.lungs[s].table for s in ('left', 'right'))
+    left, right = lx*c + ly*sn + np.hypot(la*c, lb*sn), rx*c + ry*sn - np.hypot(ra*c, rb*sn)
+    return float(max(high) - min(low)), float(m*(left.max() - right.min()))
+
+def cardiothoracic(view:View, chest, grow:float=1.) -> float:
+    "The cardiothoracic ratio as drawn."
+    a, b = drawn_widths(view, chest, grow)
+    return a/b
 
 # %% ../nbs/05_phantom.ipynb #a2024490
 def _takers(s:Scene, side:str, absent:frozenset) -> tuple: # near, far, takers, rows, cols
@@ -692,9 +698,24 @@ def extent_mask(s:Scene, n:int, delta:np.ndarray, changed:np.ndarray) -> np.ndar
         solids = mediastinum(s.chest.body, s.widen[n])
         wide = functools.reduce(np.logical_or, (f > e for e, f in (solid_interval(s.view, m, full, full) for m in (*solids[:3], solids[4]))))
         return wide & (z > 0) & (z < 9*s.chest.body.tall)
-    if s.objects[n].label in ('Support Devices', 'Fracture'): return ndimage.binary_dilation(changed)
+    if kind == 'rib fracture': return ndimage.binary_dilation(changed) & near_break(s, s.objects[n])
+    if s.objects[n].label == 'Support Devices': return ndimage.binary_dilation(changed)
     soft = np.abs(delta) > max(CHANGED, .2*np.abs(delta).max())
-    return ndimage.binary_closing(soft, iterations=1) | soft
+    return main_parts(ndimage.binary_closing(soft) | soft, max(1, round(.3/s.view.pitch)))
+
+def near_break(s:Scene, o:Obj, radius:float=2.2) -> np.ndarray: # (px,px) bool
+    "The pixels within a radius (cm) of the break of a rib."
+    line = rib_lines(s.chest.body, o.side)[int(o.shape[0])-1]
+    col, row, *_ = project(s.view, line[None, int(o.shape[1]*(len(line) - 1))])
+    c = np.arange(s.view.px)
+    return (c - col)**2 + (c[:, None] - row)**2 < (radius/s.view.pitch)**2
+
+def main_parts(mask:np.ndarray, width:int) -> np.ndarray: # bool
+    "The large connected parts of a mask, without threads thinner than a width in px."
+    opened = ndimage.binary_opening(mask, iterations=width)
+    label, n = ndimage.label(opened if opened.any() else mask)
+    size = np.bincount(label.ravel()); size[0] = 0
+    return (size >= .15*size.max())[label] & (label > 0)
 
 # %% ../nbs/05_phantom.ipynb #223c7638
 @dataclass
@@ -720,6 +741,7 @@ def visibility_of(s:Scene, delta, changed, noise_sd, structure) -> tuple: # CNR,
 
 # %% ../nbs/05_phantom.ipynb #8a6e6f76
 STRUCTURE = .11  # optical depth: how much ribs, vessels and texture vary within a few cm of normal lung
+THIN = .05       # the same for sharp, thin things, which look like nothing else
 
 def noise_level(s:Scene, shot) -> np.ndarray: # (px,px) standard deviation of the log signal
     "Quantum noise as seen in the primary: scatter adds noise and hides contrast."
@@ -732,7 +754,7 @@ def study_facts(s:Scene, shot) -> tuple: # facts, masks, extents
     for n, o in s.objects.items():
         if o.kind == 'token' or o.name == 'token': continue
         delta = change_depth(s, frozenset([n])); changed = np.abs(delta) > CHANGED
-        extent = extent_mask(s, n, delta, changed); cnr, d = visibility_of(s, delta, changed, sd, STRUCTURE)
+        extent = extent_mask(s, n, delta, changed); cnr, d = visibility_of(s, delta, changed, sd, THIN if o.label == 'Support Devices' else STRUCTURE)
         facts.append(dict(label=o.label, name=o.name, object=o.kind, status=1, side=o.side, zone=o.zone, size=round(o.size, 2),
                           severity=o.grade, level=round(o.severity, 3), visibility=round(cnr, 3), dprime=round(d, 3), box=box_of(extent),
                           change=o.change, mask_row=len(masks) if changed.any() else None))
@@ -741,9 +763,14 @@ def study_facts(s:Scene, shot) -> tuple: # facts, masks, extents
     return facts, f(masks), f(extents)
 
 # %% ../nbs/05_phantom.ipynb #a343b8f4
-def _shot(ph, s): # frozen exposure of a scene
+def _shot(ph, s, depth=None): # frozen exposure of a scene
     noise = make_rng(ph.seed, 'phantom', 'noise', s.plan.i, s.view.name).standard_normal((ph.px, ph.px), np.float32)
-    return expose(s.view, s.detector, full_depth(s), noise)
+    return expose(s.view, s.detector, full_depth(s) if depth is None else depth, noise, *display_taste(ph, s))
+
+def display_taste(ph, s) -> tuple: # shift of the window, gamma
+    "How this exposure happened to be displayed."
+    a, b = make_rng(ph.seed, 'phantom', 'display', s.plan.i).normal(0, 1, 2)
+    return float(.16*a), float(np.exp(.25*b))
 
 def picture(s:Scene, shot, depth:np.ndarray) -> np.ndarray: # (px,px) uint8
     "Detect, process, quantise."
@@ -838,8 +865,7 @@ def render(ph:Phantom, i:int, without:tuple=(), add:tuple=(), move:dict|None=Non
     new = frozenset(s.names[o.name] for o in (*add, *extra))
     start = change_depth(s, new) if new else 0
     original = full_depth(s) + start
-    noise = make_rng(ph.seed, 'phantom', 'noise', i, s.view.name).standard_normal((ph.px, ph.px), np.float32)
-    shot = expose(s.view, s.detector, original, noise)
+    shot = _shot(ph, s, original)
     gone = frozenset(s.names[n] for n in (*without, *move))
     depth = full_depth(s) + change_depth(s, gone) if gone else full_depth(s)
     img = picture(s, shot, depth)
@@ -881,7 +907,7 @@ def choose(c:Course, size:int, positives:int # of every label
     count = (c.truth*films[..., None]).sum(1) # (n,14) positives of each patient
     rarity = np.argsort(count.sum(0)); stratum = np.full(len(c.films), 14)
     for r, k in reversed(list(enumerate(rarity))): stratum[count[:, k] > 0] = r
-    keep, weight, have = [], [], np.zeros(14, int)
+    keep, have = [], np.zeros(14, int)
     for r, k in enumerate(rarity):
         members = np.flatnonzero(stratum == r); need = positives - have[k]
         reach = np.cumsum(count[members, k]); n = int(np.searchsorted(reach, need)) + 1 if need > 0 else 0
@@ -902,3 +928,53 @@ def _fill_up(c, stratum, keep, spare, rest):
     k, w = np.concatenate(chosen), np.concatenate(weight); order = np.argsort(k)
     k, w = k[order], w[order]
     return k, w/np.average(w, weights=c.films[k])
+
+# %% ../nbs/05_phantom.ipynb #f4b75f82
+def ideal_auroc(dprime:np.ndarray) -> np.ndarray:
+    "Area under the curve of an observer with detectability d' who knows where to look."
+    return ndtr(np.asarray(dprime)/np.sqrt(2))
+
+# %% ../nbs/05_phantom.ipynb #96817ef3
+def patient_mean(values:np.ndarray, patient:np.ndarray, seed:int=0, n:int=400) -> tuple: # mean, low, high
+    "A mean with its 95 % interval by resampling patients."
+    group, _ = pd.factorize(patient); total, count = np.bincount(group, values), np.bincount(group)
+    k = make_rng(seed, 'phantom', 'bootstrap').integers(0, len(total), (n, len(total)))
+    low, high = np.quantile(total[k].sum(1)/count[k].sum(1), (.025, .975))
+    return float(np.mean(values)), float(low), float(high)
+
+# %% ../nbs/05_phantom.ipynb #a56c64b6
+def find_study(ph:Phantom, kind:str, # of object; '' for none
+               limit:int=20000, most:int=2 # kinds of objects in the study
+              ) -> int:
+    "The first study that shows a kind of object well and little else. Raises `ValueError` if there is none."
+    for i in range(0, limit, 4):
+        plan = draw_study(ph, i); kinds = {o.kind for o in plan.findings}
+        if not kind and not kinds: return i
+        if kind in kinds and len(kinds) <= most and all(o.severity > .45 for o in plan.findings if o.kind == kind): return i
+    raise ValueError(f'no study with {kind!r} among the first {limit//4} patients')
+
+def show(ax, img:np.ndarray, title:str='', outline:np.ndarray|None=None):
+    "A picture in 32 grey levels (small files), with a red outline."
+    ax.imshow(img//8*8, cmap='gray', vmin=0, vmax=255, interpolation='nearest'); ax.set_axis_off(); ax.set_title(title, fontsize=7)
+    if outline is not None and outline.any(): ax.contour(outline, [.5], colors='tab:orange', linewidths=.7)
+
+# %% ../nbs/05_phantom.ipynb #839d6bbd
+def spectrum(imgs:np.ndarray # (n,px,px) in [0,1]
+            ) -> np.ndarray: # (px//2,) mean power at each frequency in cycles a picture
+    "Radial power spectrum of a set of pictures."
+    px = imgs.shape[1]; window = np.outer(np.hanning(px), np.hanning(px))
+    power = (np.abs(np.fft.fft2((imgs - imgs.mean((1, 2), keepdims=True))*window))**2).mean(0)
+    f = np.hypot(*np.meshgrid(*[np.fft.fftfreq(px, 1/px)]*2)).astype(int).ravel()
+    return (np.bincount(f, power.ravel())/np.bincount(f))[:px//2]
+
+def measure_gap(real:np.ndarray, fake:np.ndarray, # (n,px,px) uint8, one picture a patient
+                seed:int=0) -> dict:
+    "Distance of the mean histograms (0 to 1), of the log spectra (decades), and how well a linear classifier tells the sets apart."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    h = [np.histogram(x, 32, (0, 256), density=True)[0]*8 for x in (real, fake)]
+    s = [np.log10(spectrum(x/255.)[2:]) for x in (real, fake)]
+    x = np.concatenate([real, fake]).reshape(-1, 16, real.shape[1]//16, 16, real.shape[1]//16).mean((2, 4)).reshape(-1, 256)/255
+    y = np.repeat([0, 1], (len(real), len(fake)))
+    auc = cross_val_score(LogisticRegression(C=.1, max_iter=1000), x, y, cv=StratifiedKFold(5, shuffle=True, random_state=seed), scoring='roc_auc')
+    return dict(gap_histogram=float(np.abs(h[0] - h[1]).sum()/2), gap_spectrum=float(np.abs(s[0] - s[1]).mean()), gap_classifier_auroc=float(auc.mean()))
