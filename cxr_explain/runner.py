@@ -321,17 +321,26 @@ def _bench(a):
     reproduce(a.profile, a.run, only=tuple(stems), force=True, appendix=True)
     _results(argparse.Namespace(run=a.run or a.profile, json=False))
 
-# %% ../nbs/01_runner.ipynb #231cfabd
+# %% ../nbs/01_runner.ipynb #2fed088a
 def _deidentify(a):
-    _module('images').deidentify(Path(a.source), Path(a.target), Path(a.key_file).read_bytes())
+    images = _module('images')
+    done = images.deidentify(a.source, a.target, Path(a.key_file).read_bytes(), a.reviewed)
+    refused = {k: v for k, v in done.items() if isinstance(v, Exception)} if isinstance(done, dict) else {}
+    for why in refused.values(): print(f'refused: {why}', file=sys.stderr)
+    print(f'written: {len(done) - len(refused) if isinstance(done, dict) else 1}, refused: {len(refused)}')
+    return int(bool(refused))
 
+# %% ../nbs/01_runner.ipynb #932fc09a
 def _label(a):
     text = sys.stdin.read() if a.file == '-' else Path(a.file).read_text(encoding='utf-8')
     print(json.dumps(_module('reports').label_report(text), indent=1))
 
 def _data(a):
     adapters = _module('adapters')
-    for s in adapters.find_sources(Path(a.folder)): print(f'{s.name}: {len(s.rows):,} images in {s.root}')
+    known = adapters.survey(Path(a.folder)).dropna(subset='kind')
+    lines = [adapters.check_files(kind, Path(a.folder)/name) for kind, name in zip(known.kind, known.folder)]
+    print('\n'.join(lines) or f'no data set that is known lies in {a.folder} or two levels below')
+    return 0 if lines and all(line.endswith('no file is missing') for line in lines) else 1
 
 # %% ../nbs/01_runner.ipynb #74ce58e5
 _RUN = {'--run': dict(default='phantom', metavar='NAME', help='name or folder of a run (default: %(default)s)')}
@@ -360,10 +369,13 @@ COMMANDS = dict(
     bench=(_bench, 'run the benchmarks of the appendix', _PROFILE | {'--run': _REPRODUCE['--run']}),
     lab=(_lab, 'open the notebooks in JupyterLab', _REST),
     site=(_site, 'render the website', _REST),
-    deidentify=(_deidentify, 'de-identify DICOM files', {'source': {}, 'target': {},
-                                                            '--key-file': dict(required=True)}),
+    deidentify=(_deidentify, 'de-identify DICOM files', {
+        'source': dict(help='a file or a folder'), 'target': {},
+        '--key-file': dict(required=True, help='file with a secret of 16 bytes or more, the same for a whole data set'),
+        '--reviewed': _FLAG | dict(help='a person has looked: no text is burned into the pixels')}),
     label=(_label, 'label a radiology report with 14 findings', {'file': dict(help='a file; - is standard input')}),
-    data=(_data, 'which data sets lie in a folder', {'what': dict(choices=['check']), 'folder': {}}))
+    data=(_data, 'which data sets lie in a folder and what they lack',
+          {'what': dict(choices=['check']), 'folder': {}}))
 
 # %% ../nbs/01_runner.ipynb #8e088034
 def make_parser() -> argparse.ArgumentParser:
