@@ -106,8 +106,11 @@ def probe(tmp_path, monkeypatch):
              v4.new_code_cell('#| export\ndef shown(): return 1'), figure, table, stream, hidden, note, plot]
     (nbs/'00_probe.ipynb').write_text(json.dumps(v4.new_notebook(cells=cells)))
     (nbs/'index.qmd').write_text('---\ntitle: Home\n---\n[gone](gone.qmd) [no](00_probe.ipynb#no) ![](images/logo.svg) '
-                                 '[@nobody2000] {{< include x >}}\n')
-    (nbs/'sidebar.yml').write_text('website: {sidebar: {contents: [index.qmd, 00_probe.ipynb]}}')
+                                 '[@nobody2000] {{< include x >}} $\\nonsense{$\n')
+    (nbs/'sidebar.yml').write_text('website: {sidebar: {contents: [index.qmd, 00_probe.ipynb, times.qmd]}}')
+    (nbs/'results').mkdir()
+    timing = [dict(name='rate', value=1234.5, seed=0, px=128), dict(name='gone', value=None, reason='no data')]
+    (nbs/'results'/'probe.timing.json').write_text(json.dumps(timing))
     monkeypatch.setattr(site, 'NBS', nbs)
     out = tmp_path/'docs'
     return out, site.build(out)
@@ -127,6 +130,10 @@ def test_outputs(probe):
     assert 'Plotly.newPlot' in text and (out/'plotly.min.js').exists()
     assert 'plotly' not in (out/'index.html').read_text(encoding='utf-8')
 
+def test_times_come_from_the_timing_files(probe):
+    text = soup(probe[0]/'times.html').main.text
+    assert all(part in text for part in ('probe', 'rate', '1,234', 'px: 128', 'none', 'reason: no data'))
+
 def test_same_bytes_twice(probe, tmp_path):
     out, _ = probe
     site.build(tmp_path/'again')
@@ -135,7 +142,8 @@ def test_same_bytes_twice(probe, tmp_path):
 
 def test_check_finds_faults(probe):
     problems = '\n'.join(site.check(*probe))
-    for fault in ('broken link: gone.html', 'no such section: 00_probe.html#no', 'alt text', 'nobody2000', "'{{<'"):
+    for fault in ('broken link: gone.html', 'no such section: 00_probe.html#no', 'alt text', 'nobody2000', "'{{<'",
+                  'formula'):
         assert fault in problems, f'{fault} was not found in:\n{problems}'
 
 

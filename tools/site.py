@@ -27,6 +27,7 @@ from bs4 import BeautifulSoup, Comment
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, ASSETS = ROOT/'nbs', ROOT/'tools'/'site_assets'
+TIMES = Path('times.qmd')  # made here, not kept
 # nbdev would replace exported cells by their signatures; a literate page shows their source and runs nothing.
 SKIPPED = 'FrontmatterProc,insert_warning,add_show_docs,exec_show_docs,add_links'
 TAGS = set(re.findall(r'\w+', 'a b br caption code col colgroup dd div dl dt em h3 h4 hr i li ol p pre s small span '
@@ -73,8 +74,20 @@ def sidebar():
             for e in contents]
 
 def sources():
-    found = (p.relative_to(NBS) for ext in ('ipynb', 'qmd') for p in NBS.rglob(f'*.{ext}'))
+    found = {p.relative_to(NBS) for ext in ('ipynb', 'qmd') for p in NBS.rglob(f'*.{ext}')} | {TIMES}
     return sorted(p for p in found if not any(part[0] in '._' for part in p.parts))
+
+def times():
+    "The page of times, rates and memory, made from the published timing files: these differ from machine to machine."
+    text = '---\ntitle: Times and memory\n---\n\nMeasured in the published phantom run. These numbers depend on the ' \
+           'machine, so they stand apart from the results, which do not.\n'
+    for path in sorted((NBS/'results').glob('*.timing.json')):
+        records = json.loads(path.read_text(encoding='utf-8'))
+        if records: text += f'\n## {path.name.split(".")[0]}\n\n| what | value | |\n|----|--:|------|\n'
+        for r in records:
+            more = ', '.join(f'{k}: {v}' for k, v in r.items() if k not in ('name', 'value', 'seed') and v is not None)
+            text += f'| `{r["name"]}` | {"none" if r["value"] is None else format(r["value"], ",.4g")} | {more} |\n'
+    return text if '##' in text else text + '\nNothing has been published yet.\n'
 
 
 # A page's source -> Markdown
@@ -148,7 +161,7 @@ def read_page(source):
     page = Page(source)
     if source.suffix == '.ipynb': read_notebook(page)
     else:
-        page.text = (NBS/source).read_text(encoding='utf-8')
+        page.text = times() if source == TIMES else (NBS/source).read_text(encoding='utf-8')
         meta = yaml.safe_load(re.match(r'---\n(.*?)\n---\n', page.text, re.DOTALL)[1])
         page.title, page.description = meta['title'], meta.get('description', '')
     return page
@@ -275,6 +288,7 @@ def check(out, pages):
             elif section and section not in ids.get(path, {section}): say(f'no such section: {ref}')
         for img in soup.select('main img'):
             if not img.get('alt'): say(f'figure without alt text (`#| fig-alt`): {img["src"]}')
+        for span in soup.select('main span.math'): say(f'formula that pandoc cannot read: {span.text}')
         for cite in soup.select('.citation strong'):
             if cite.text.endswith('?'): say(f'unknown citation: {cite.text}')
         for tag in soup.main(['code', 'script', 'math']): tag.decompose()
@@ -296,8 +310,11 @@ def quarto():
     nbdev_processing()
     os.environ['IN_TEST'] = '1'  # nbdev then writes no _modidx.py
     if (ROOT/'figures').is_dir(): shutil.copytree(ROOT/'figures', NBS/'figures', dirs_exist_ok=True)
+    (NBS/TIMES).write_text(times(), encoding='utf-8')
     try: nbdev_docs.__wrapped__(n_workers=0)
-    finally: shutil.rmtree(NBS/'figures', ignore_errors=True)
+    finally:
+        shutil.rmtree(NBS/'figures', ignore_errors=True)
+        (NBS/TIMES).unlink()
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description='Build the website.')
