@@ -211,7 +211,7 @@ def run_chapter(notebook:Path,
     from papermill import PapermillExecutionError, execute_notebook
     out.parent.mkdir(parents=True, exist_ok=True)
     options = dict(engine_name=_engine(tick), kernel_name='python3', language='python', progress_bar=False,
-                   start_timeout=120, extra_arguments=['--log-level=ERROR'], cwd=notebook.parent)
+                   start_timeout=120, extra_arguments=['--log-level=CRITICAL'], cwd=notebook.parent)
     try: execute_notebook(notebook, out, parameters, **options)
     except PapermillExecutionError as e: raise _explain(e, notebook, out) from None
     except DeadKernelError:

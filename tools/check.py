@@ -46,7 +46,7 @@ def changes(function, module, root=ROOT):
             (copy/name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root/name, copy/name)
         before = contents(copy)
-        code = f'from {module} import {function}; {function}()'
+        code = f'from {module} import {function}; {function}.__wrapped__()'
         done = subprocess.run([sys.executable, '-c', code], cwd=copy, capture_output=True, text=True)
         if done.returncode: return [f'{function} failed: {done.stderr[-2000:]}']
         after = contents(copy)
@@ -116,7 +116,7 @@ def run_twice():
     "Every chapter as a test and as a run, at smoke, on one thread: both must pass, and leave the same bytes."
     folder = Path(tempfile.mkdtemp(prefix='cxr_explain_'))
     same = dict.fromkeys(THREAD_VARIABLES, '1') | dict(PYTHONHASHSEED='0')
-    test = ['-c', 'from nbdev.test import nbdev_test; nbdev_test()', '--n_workers', '1', '--do_print', '--timing']
+    test = ['-c', 'from nbdev.test import nbdev_test; nbdev_test.__wrapped__(n_workers=1, do_print=True, timing=True)']
     run = ['-c', 'from cxr_explain.runner import main; main()', 'reproduce', '--profile', 'smoke', '--strict']
     found = dict(nbdev_test=called('nbdev_test, run A', test, CXR_EXPLAIN_RUNS=str(folder/'A'), **same))
     found['reproduce'] = called('reproduce at smoke, run B', run, CXR_EXPLAIN_RUNS=str(folder/'B'), **same)
