@@ -50,9 +50,10 @@ def write_json(path:Path, obj):
     with atomic_path(path) as tmp: tmp.write_text(text + '\n', encoding='utf-8')
 
 # %% ../nbs/01_runner.ipynb #2fa36f5a
-def _position(notebooks:list[Path], name:str) -> int:
-    for i, p in enumerate(notebooks):
-        if Path(name).name in (p.name, p.stem, chapter_name(p), p.stem.split('_')[0]): return i
+def _positions(notebooks:list[Path], name:str) -> list[int]: # more than one where chapters share a number
+    name = Path(name).name
+    found = [i for i, p in enumerate(notebooks) if name in (p.name, p.stem, chapter_name(p), p.stem.split('_')[0])]
+    if found: return found
     raise ValueError(f"unknown chapter {name!r}; choose from {', '.join(chapter_name(p) for p in notebooks)}")
 
 def select(notebooks:list[Path], # in order
@@ -60,8 +61,8 @@ def select(notebooks:list[Path], # in order
            only:tuple=()         # if given, just these
           ) -> list[Path]:
     "The chapters to run; raises `ValueError` for an unknown name."
-    if only: return [notebooks[i] for i in sorted({_position(notebooks, name) for name in only})]
-    return notebooks[_position(notebooks, start) if start else 0:]
+    if only: return [notebooks[i] for i in sorted({i for name in only for i in _positions(notebooks, name)})]
+    return notebooks[_positions(notebooks, start)[0] if start else 0:]
 
 # %% ../nbs/01_runner.ipynb #f59e76b0
 @contextmanager
