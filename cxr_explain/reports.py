@@ -187,8 +187,8 @@ def words(table:str # patterns in the notation above
 PHRASES = {
     'Pleural Other': """pleural([- ](parenchymal|based))? _(thickening|scar*|plaques?|calcification|fibros*),
         pleuro[- ]?(parenchymal|pericardial) scar*, thicken(ed|ing of) (the )?_pleura, fibrothora*, pleural capping,
-        (pulmonary |interstitial |lung )?fibro(sis|tic), (bi)?apical (pleural )?(cap|thickening)s?, fissural thickening,
-        thicken(ed|ing (of|in)) (the )?_fissures?""",
+        (pulmonary |interstitial |lung )?fibro(sis|tic), (bi)?apical (pleural )?(cap|thickening)s?,
+        fissural thickening, thicken(ed|ing (of|in)) (the )?_fissures?""",
     'Lung Lesion': """(micro)?nodules?, mass(es)?, (carcinoma|neoplasm|tumou?r)s?, lung cancer,
         (cavitary|pulmonary|lung|parenchymal|coin|focal|mass)[- ]?_lesions?, lesions?""",
     'Atelectasis': """(micro)?atelecta*, (lung|lobe|lobar|lingular|(sub)?segmental|partial) collapse,
@@ -203,79 +203,68 @@ PHRASES = {
 
 PHRASES |= {
     'Pneumonia': '(broncho|pleuro)?pneumonias?, pneumonic _process, pneumonitis',
-    'Pleural Effusion': """(pleural |parapneumonic )?effusions?, pleural (fluid|collection)s?, h(ydro|emo|aemo)thora*,
-        empyema,
-        fluid (is |are )?in the _(pleural (space|cavity)|fissure), fissural fluid""",
+    'Pleural Effusion': """(pleural |parapneumonic )?effusions?, pleural (fluid|collection)s?,
+        h(ydro|emo|aemo)thora*, empyema, fluid (is |are )?in the _(pleural (space|cavity)|fissure), fissural fluid""",
     'Fracture': 'fractur*, broken _ribs?',
     'Lung Opacity': """opaci*, infiltrat*, air[- ]?space _(disease|process|densit|abnormalit|change)*, interstitium,
         (interstitial|reticular|bronchovascular|reticulonodular) _(marking|pattern|prominence|disease|change)*,
-        (interstitial|reticular|alveolar) _(process|thickening|densit|abnormalit)*, reticul*,
-        ground[- ]?glass, haz(e|y|iness),
-        alveolar filling,
+        (interstitial|reticular|alveolar) _(process|thickening|densit|abnormalit)*, reticul*, ground[- ]?glass,
+        haz(e|y|iness), alveolar filling,
         (increased|added|patchy|focal|streaky|linear|vague|ill-defined|basilar|retrocardiac) densit*, shadowing,
         (peri)?bronchial (wall )?(thickening|cuffing), scar(s|ring|red)?, decreased translucency"""}
 
 # %% ../nbs/07_reports.ipynb #c3ad9a13
 PHRASES['Support Devices'] = """
-    (pacemaker|pacer|picc|catheter|cannula|stent|valve|prosthe|electrode|defibrillat|mediport|chemoport|drain|sheath)*,
+    (pacemaker|pacer|picc|catheter|cannula|stent|valve|prosthe|electrode|defibrillat|mediport|chemoport|drain
+    |sheath)*,
     ((endotracheal|nasogastric|orogastric|enteric|feeding|breathing|chest|tracheostomy|thoracostomy|gastric|et|ng|og
-        |dobbhoff)
-    )?(tubes?|tubing), ett, ngt, aicd, icd, iabp, lvad, dobbhoff, swan[- ]?ganz, balloon pump, tracheostom*,
+    |dobbhoff) )?(tubes?|tubing), ett, ngt, aicd, icd, iabp, lvad, dobbhoff, swan[- ]?ganz, balloon pump,
+    tracheostom*,
     (central|venous|subclavian|jugular|ij|arterial|femoral|svc|dialysis|midline|support|monitoring|infusion
     |intravenous|iv|picc) (venous |access )?lines?, lines (and|or|and/or) tubes, loop recorder, pulse generator,
-        stimulators?,
+    stimulators?,
     (pacing|pacer|pacemaker|cardiac|defibrillator|ventricular|atrial|ecg|monitor(ing)?) (leads?|wires?|pads?),
-    cardiac pac(ing|er) _device,
-    ((median )?sternal|sternotomy|cerclage) (wires?|sutures?), wires?, port[- ]?a[- ]?cath*, arthroplast*,
-    (chest |infusion |subcutaneous |power)ports?, (fixation|spinal|orthopa?edic|metallic) (plates?|screws?|rods?),
+    cardiac pac(ing|er) _device, ((median )?sternal|sternotomy|cerclage) (wires?|sutures?), wires?,
+    port[- ]?a[- ]?cath*, arthroplast*, (chest |infusion |subcutaneous |power)ports?,
+    (fixation|spinal|orthopa?edic|metallic) (plates?|screws?|rods?),
     ((support|monitoring|medical|fixation|implanted|assist|electronic|cardiac|orthopa?edic) )?(devices?|hardware
-        |apparatus),
-    plates? and screws?, embolization coils?"""
+    |apparatus), plates? and screws?, embolization coils?"""
 
 # %% ../nbs/07_reports.ipynb #89c3ee59
 SOFT = {
     'Edema': """(vascular|venous|volume|pulmonary|fluid|circulatory) overload,
         (vascular |pulmonary |venous )?congestion, congest(ed|ive)(?! (heart )?failure)( \\w+)?,
         (pulmonary )?(vascular|venous) (prominence|engorgement|fullness|redistribution|indistinctness),
-        cephali[sz]ation,
-        (prominen*|engorged|indistinct*) (of )?(the )?(central )?<vessels>, engorge*""",
+        cephali[sz]ation, (prominen*|engorged|indistinct*) (of )?(the )?(central )?<vessels>, engorge*""",
     'Pleural Effusion': """blunt*( of)?( the)? __(costophrenic|cp|sulc)[\\w-]*( (angle|sulc|recess)*)?, blunting,
         (costophrenic|cp)[\\w -]{0,20}? (angle|sulc|recess)*( (is|are|appears?))?( \\w+)? blunt*""",
     'Pneumonia': 'infect*',
     'Lung Lesion': """(reticulo)?(nodul*|mass-?like) _(densit|opaci|infiltrat|focus|foci|change|scar|shadow|area)*,
         (fibro|reticulo)?nodular*"""}
 SKIP = """pericardial effusions?, joint effusions?, massive*, (body|muscle) mass, cystic fibrosis, mass effect,
-        nodal mass,
-    (soft[- ]tissue|subcutaneous|peripheral|limb) edema, heart (rate|sounds|block|transplant*), tube feeding*,
-    lymph nod*,
-    cardiac (arrest|surgery|catheteri[sz]ation|history),
+    nodal mass, (soft[- ]tissue|subcutaneous|peripheral|limb) edema, heart (rate|sounds|block|transplant*),
+    tube feeding*, lymph nod*, cardiac (arrest|surgery|catheteri[sz]ation|history),
     (breast|thyroid|adrenal|nipple) (mass*|nodul*|shadows?|prosthe*),
     (lytic|sclerotic|lucent|expansile|osseous|bone|bony|rib|blastic|destructive) _lesions?"""
 
 # %% ../nbs/07_reports.ipynb #5f4e1611
-OTHER = """
-    emphysem*, copd, asthma*, bull(a|ae|ous), blebs?, cyst(s|ic)?, cavit*, metasta*, malignan*, cancer,
+OTHER = """emphysem*, copd, asthma*, bull(a|ae|ous), blebs?, cyst(s|ic)?, cavit*, metasta*, malignan*, cancer,
     hyper[- ]?(inflat|expan|aerat|lucen)*, over[- ]?(inflat|expan)*, (hypo|under)[- ]?inflat*, obstructive,
-    low (lung )?volumes?,
-    volume loss, bronch(iectasis|iectatic|itis|itic|iolitis|ospasm), airways? (disease|inflammation), crowding,
-    aspirat*,
-    scolio*, kypho*, degenerat*, spondyl*, osteo(phyt|peni|poro|arthr)*, arthr(itis|itic|opathy), (sclero|ly|blas)tic,
-    (sub)?luxat*, dislocat*, deformit*, compress*, wedg*, hypertroph*, sternotomy, resect*, lobectomy, pneumonectomy,
-    mastectomy, post-?(surgical|operative), foreign body, bullets?, calcif*, granuloma*, histoplasm*, tubercul*,
-    sarcoid*,
+    low (lung )?volumes?, volume loss, bronch(iectasis|iectatic|itis|itic|iolitis|ospasm),
+    airways? (disease|inflammation), crowding, aspirat*, scolio*, kypho*, degenerat*, spondyl*,
+    osteo(phyt|peni|poro|arthr)*, arthr(itis|itic|opathy), (sclero|ly|blas)tic, (sub)?luxat*, dislocat*, deformit*,
+    compress*, wedg*, hypertroph*, sternotomy, resect*, lobectomy, pneumonectomy, mastectomy,
+    post-?(surgical|operative), foreign body, bullets?, calcif*, granuloma*, histoplasm*, tubercul*, sarcoid*,
     silico*, asbest*, (ath|art)er[io]o?scler*, tortuo*, ectasia, ectatic, un(fold|coil)*, aneurysm*, hypertension,
-    dextrocardia,
-    hernia*, eventrat*, elevat*, flatten*, (lymph)?adenopathy, fullness, prominen*, thicken*, irregular*, inflammat*,
-    lucenc*,
-    contusion*, ha?emorrhag*, ha?ematoma*, pneumoperitone*, pneumomediastin*,
-    free (intraperitoneal |intra-abdominal )?air,
-    subcutaneous (emphysema|air|gas), deviat*, (mediastinal|tracheal) shift, dilat*, disten*, abnormal*"""
+    dextrocardia, hernia*, eventrat*, elevat*, flatten*, (lymph)?adenopathy, fullness, prominen*, thicken*,
+    irregular*, inflammat*, lucenc*, contusion*, ha?emorrhag*, ha?ematoma*, pneumoperitone*, pneumomediastin*,
+    free (intraperitoneal |intra-abdominal )?air, subcutaneous (emphysema|air|gas), deviat*,
+    (mediastinal|tracheal) shift, dilat*, disten*, abnormal*"""
 
 # %% ../nbs/07_reports.ipynb #b760dead
 ANATOMY = {
     'Enlarged Cardiomediastinum': """(cardio|cardiac)[ -]?mediastin*( <outline>)?,
-        (heart|cardiac) and (mediastinal|hilar) <outline>,
-        (superior |upper )?mediastin*( and hilar)?( <outline>)?""",
+        (heart|cardiac) and (mediastinal|hilar) <outline>, (superior |upper )?mediastin*( and hilar)?( <outline>)?""",
     'Cardiomegaly': """(size|contour)s? of the (heart|cardiac silhouette), (cardiac|heart) <outline>, heart,
         cardiopericardial silhouette""",
     'Pleural Effusion': '((lateral|posterior) )?(costophrenic|cp) _(angle|sulc|recess)*'}
@@ -289,15 +278,14 @@ MENTION = re.compile(rf'\b(?=[a-z])(?:{_NAMED})(?!\w)')
 # %% ../nbs/07_reports.ipynb #d7ee23ce
 CUES = {
     'pseudo': """no ___(change|increase|improvement|progression|worsening)s?( (in|of|from|since)){0,2}, no further,
-        no doubt,
-        not (only|significantly|changed|substantially), without __(change|improvement)s?( in)?, (is|are) not _changed,
-        no (prior|comparison|previous)*, gram[- ]negative, may (19|20)\\d\\d,
+        no doubt, not (only|significantly|changed|substantially), without __(change|improvement)s?( in)?,
+        (is|are) not _changed, no (prior|comparison|previous)*, gram[- ]negative, may (19|20)\\d\\d,
         (compatible|consistent|in keeping|associated) with""",
     'unc_after': """can( ?not| not) be _(excluded|ruled out), could not be _(excluded|ruled out),
-        suspected(?=[.,;]|$), in the differential,
-        (is|are|was) not _(excluded|ruled out), (is|are|remains?) (difficult|hard) to (exclude|rule out), not _excluded,
-        (is|are|remains?)( also)? (a |an )?_(possible|possibility|consideration|suspected|queried
-        |question(ed|able)|equivocal|uncertain|unclear|doubtful|conceivable),
+        suspected(?=[.,;]|$), in the differential, (is|are|was) not _(excluded|ruled out),
+        (is|are|remains?) (difficult|hard) to (exclude|rule out), not _excluded,
+        (is|are|remains?)( also)? (a |an )?_(possible|possibility|consideration|suspected|queried|question(ed|able)
+        |equivocal|uncertain|unclear|doubtful|conceivable),
         (may|might|could) (also )?be (present|considered|contributing|responsible),
         (should|to) be (considered|excluded|ruled out),
         (not|poorly|incompletely) ((well|adequately|fully|optimally) )?(evaluated|assessed|well[- ]seen),
@@ -305,41 +293,34 @@ CUES = {
         (may|might|could) (also )?have (this|a similar) appearance""",
     'unc': 'in the (appropriate|proper|right|correct) clinical _(setting|context)?, if clinically _suspected',
     'cannot': """(can|could|do|does|did|would) ?not __(exclude|rule out), rule[- ]?out, r/o, to exclude,
-        not excluding, without excluding,
-        (difficult|hard|unable|impossible|not possible) to _(exclude|rule out), possibility of, cannot, exclusion of,
-        obscur(e|es|ed|ing|ation of)(?! by), questionable, question( of| for)?, correlat* __(for|with),
-        clinical concern for,
-        (evaluat|assess)* for"""}
+        not excluding, without excluding, (difficult|hard|unable|impossible|not possible) to _(exclude|rule out),
+        possibility of, cannot, exclusion of, obscur(e|es|ed|ing|ation of)(?! by), questionable,
+        question( of| for)?, correlat* __(for|with), clinical concern for, (evaluat|assess)* for"""}
 
 # %% ../nbs/07_reports.ipynb #c3acf3a7
 CUES |= {
-    'neg_after': """(is |are |was |were |has |have )?(not|no longer) _<seen>(?! (previously|before|on the (lateral
-        |frontal
-        |prior|previous))), (can|could)( ?not| not) be _<seen>,
-        with interval resolution,
+    'neg_after': """
+        (is |are |was |were |has |have )?(not|no longer) _<seen>(?! (previously|before|on the (lateral|frontal|prior
+        |previous))), (can|could)( ?not| not) be _<seen>, with interval resolution,
         (has|have|had|is|are|now) _(resolved|cleared), (is|are) _(absent|gone|excluded|unlikely),
         ((is|are|was|(has|have) been) )?ruled out,
         (has|have|had|was|were|is|are) (now |been |since ){0,3}(removed|withdrawn|explanted|taken out)""",
     'neg': 'absent, (less |un)likely, (interval )?(resolved|cleared|removed)',
     'neg_before': """no, non, none, nor, neither, without, (absence|lack) of, lacks?, devoid of, negative for,
-        free (of|from), clear of,
-        rather than,
-        (do|does|did|is|are|was|were|has|have|had) not, not, den(ies|ied), removal of, (fails?|failed) to,
-        exclud(es|ing),
+        free (of|from), clear of, rather than, (do|does|did|is|are|was|were|has|have|had) not, not, den(ies|ied),
+        removal of, (fails?|failed) to, exclud(es|ing),
         (interval |complete |near complete )?(resolution|clearing) of, low suspicion (for|of)""",
     'unc_before': """may, might, could, possibl[ey], perhaps, potential*, suspicio*, suspect*, concern*, worrisome,
-        equivocal*,
-        uncertain, unclear, doubtful, plausibl*, query, quer(ied|ying), tentative*, indeterminate, differential*,
-        consider(ed|ation*)?, suggestion of, conceivabl*, would be,
-        can be seen""",
+        equivocal*, uncertain, unclear, doubtful, plausibl*, query, quer(ied|ying), tentative*, indeterminate,
+        differential*, consider(ed|ation*)?, suggestion of, conceivabl*, would be, can be seen""",
     'stop': """but, however, although, though, except( for)?, (aside|apart) from, other than, otherwise, which,
-        nevertheless, yet,
-        there (is|are|has|have|was|were|appears?), there(?= (may|might|could)), while, whereas, status post, following,
+        nevertheless, yet, there (is|are|has|have|was|were|appears?), there(?= (may|might|could)), while, whereas,
+        status post, following,
         (with|has|have|(?<!not )(show|demonstrate)s?)(?= (a|an|small|mild|moderate|large|new|stable|persistent
-        |associated
-        |adjacent|unchanged|worsening|minimal|bilateral|left|right)\\b),
+        |associated|adjacent|unchanged|worsening|minimal|bilateral|left|right)\\b),
         and(?= \\w+ (can|could|cannot)\\b)""",
-    'and': """and(?= (the|there|a|an|stable|unchanged|persistent|heart|cardi*|mediastin*|lungs|mild*|small|minimal
+    'and': """
+        and(?= (the|there|a|an|stable|unchanged|persistent|heart|cardi*|mediastin*|lungs|mild*|small|minimal
         |new)\\b)"""}
 
 _LIST_END = (r',(?= (?:the|there|mild\w*|stable|unchanged|possibl[ey]|probabl[ey]|likely|small|minimal|moderate|new|'
@@ -385,8 +366,7 @@ def context(s:str, start:int, end:int, cues:list # of `find_cues`
 # %% ../nbs/07_reports.ipynb #a481b9ab
 SIZES = {
     'normal': """upper( limits?)?( of)? normal, within (the )?(upper )?(limits? of )?normal( limits?)?,
-        (not|nor|no|without) __<large>,
-        normal*, unremarkable, not _abnormal, nonenlarged, wnl, clear, sharp""",
+        (not|nor|no|without) __<large>, normal*, unremarkable, not _abnormal, nonenlarged, wnl, clear, sharp""",
     'edge': 'borderline(?! enlarg), prominent, top[ -]normal, high normal, (upper|top) limits?( of)? normal',
     'large': '<large>',
     'same': 'stable, unchanged, similar, not _changed, no _change'}
@@ -495,21 +475,18 @@ ATTRIBUTES = {
         'diffuse': 'diffuse*, throughout, widespread, scattered, generali[sz]ed', 'chest wall': 'chest wall'},
     'severity': {
         'trace': """trace*, tiny, minimal*(?! displaced), minute, faint*, subtle, hairline, minuscule, miniscule,
-        scant*,
-            negligible, punctate, very small, barely visible""",
-        'moderate': 'moderate*, medium([- ]sized?)?, intermediate, mid[- ]?sized, modest, fair[- ]sized',
-        'severe': """severe*, large, marked*, massive*, extensive*, huge, gross*, sizea?ble, considerabl*, substantial*,
-            pronounced, advanced, florid, voluminous, big, high[- ]grade""",
+            scant*, negligible, punctate, very small, barely visible""",
+        'moderate': 'moderate*, medium, intermediate, mid[- ]?sized, modest, fair[- ]sized',
+        'severe': """severe*, large, marked*, massive*, extensive*, huge, gross*, sizea?ble, considerabl*,
+            substantial*, pronounced, advanced, florid, voluminous, big, high[- ]grade""",
         'mild': 'mild*, small, slight*, minor, little, low[- ]grade, minimally displaced'},
     'change': {
         'resolved': 'resolved, no longer, (has|have) cleared, removed',
         'unchanged': """unchanged, stable, no __change, without __change, persist*, similar, again, not _changed,
-            as before,
-            redemonstrated, remains""",
+            as before, redemonstrated, remains""",
         'new': 'new(ly)?, not _previously, (interval )?develop(ed|ing|ment), has appeared, interval placement',
         'worse': """worse*, increased?(?! (_(marking|densit|opaci|attenuat|lucen)|interstitial)), increasing,
-            progress*, larger,
-            enlarging""",
+            progress*, larger, enlarging""",
         'better': 'improv*, decreas*, smaller, resolving, clearing, regress*, diminish*, lessened'}}
 ATTRIBUTE = re.compile(r'\b(?:' + '|'.join(f"(?P<{field}__{value.replace(' ', '_')}>{words(table)})"
                        for field, values in ATTRIBUTES.items() for value, table in values.items()) + r')(?!\w)')
