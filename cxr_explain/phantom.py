@@ -3,9 +3,10 @@
 # %% auto #0
 __all__ = ['CHANGED', 'STRUCTURE', 'THIN', 'READER_AT', 'READER_SLOPE', 'HEDGE_AT', 'marker_tubes', 'study_view', 'build_scene',
            'add_object', 'drawn_widths', 'cardiothoracic', 'lung_depth', 'full_depth', 'change_depth', 'heart_mask',
-           'extent_mask', 'near_break', 'main_parts', 'Study', 'box_of', 'visibility_of', 'noise_level', 'study_facts',
-           'display_taste', 'picture', 'make_study', 'seen_chance', 'study_row', 'under_reported', 'read_facts',
-           'read_report', 'render', 'find_study', 'show', 'ideal_auroc', 'patient_mean', 'spectrum', 'measure_gap']
+           'extent_mask', 'fill_mask', 'near_break', 'main_parts', 'Study', 'box_of', 'visibility_of', 'noise_level',
+           'study_facts', 'display_taste', 'picture', 'make_study', 'seen_chance', 'study_row', 'under_reported',
+           'read_facts', 'read_report', 'render', 'find_study', 'show', 'ideal_auroc', 'patient_mean', 'spectrum',
+           'measure_gap']
 
 # %% ../nbs/05_phantom.ipynb #1f641873
 import functools
@@ -72,7 +73,7 @@ def add_object(ph, s, n, o):
     rng = make_rng(ph.seed, 'phantom', 'shape', *o.key)
     k = .4 + .6*contrast(ph)
     if o.kind == 'cardiac enlargement':
-        s.grow[n] = (.505 + (.03 + .11*o.severity)*k)/cardiothoracic(s.view, s.chest); return
+        s.grow[n] = (.505 + (.01 + .12*o.severity)*k)/cardiothoracic(s.view, s.chest); return
     if o.kind == 'wide mediastinum': s.widen[n] = (.5 + 1.5*o.severity)*k; return
     if o.kind not in ADD: raise ValueError(f'unknown kind of object {o.kind!r}; known: {", ".join(ADD)}')
     for name, value in ADD[o.kind](o, n, s.chest, rng, ph).items():
@@ -228,10 +229,20 @@ def extent_mask(s:Scene, n:int, delta:np.ndarray, changed:np.ndarray) -> np.ndar
         return wide & (z > 0) & (z < 9*s.chest.body.tall)
     if kind == 'rib fracture': return ndimage.binary_dilation(changed) & near_break(s, s.objects[n])
     if s.objects[n].label == 'Support Devices': return ndimage.binary_dilation(changed)
+    if s.objects[n].label == 'Atelectasis': return fill_mask(s, n) # the band itself, not the dome it pulls up
     soft = np.abs(delta) > max(CHANGED, .2*np.abs(delta).max())
     return main_parts(ndimage.binary_closing(soft) | soft, max(1, round(.3/s.view.pitch)))
 
 # %% ../nbs/05_phantom.ipynb #b564aaf2
+def fill_mask(s:Scene, n:int) -> np.ndarray: # (px,px) bool
+    "Where the fills of an object lie in their lung."
+    out = np.zeros((s.view.px,)*2, bool)
+    for f in s.fills:
+        if f.obj != n: continue
+        near, far, _, rows, cols = _takers(s, f.side, frozenset()); a, b = solid_interval(s.view, f.solid, rows, cols)
+        out[rows, cols] |= (b > a) & (far > near)
+    return out
+
 def near_break(s:Scene, o:Obj, radius:float=2.2) -> np.ndarray: # (px,px) bool
     "The pixels within a radius (cm) of the break of a rib."
     line = rib_lines(s.chest.body, o.side)[int(o.shape[0])-1]
