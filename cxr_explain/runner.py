@@ -358,14 +358,14 @@ _REPRODUCE = _PROFILE | {
 
 # %% ../nbs/01_runner.ipynb #7ee9ee14
 _FLAG = dict(action='store_true')
-_WHAT = ('all', 'clean', 'export', 'lint', 'links', 'published')
+_WHAT = ('clean', 'export', 'lint', 'links', 'published')
 _REST = {'rest': dict(nargs=argparse.REMAINDER, help='passed on')}
 COMMANDS = dict(
     reproduce=(_reproduce, 'run all chapters that are not up to date', _REPRODUCE),
     results=(_results, 'print every number of a run', _RUN | {'--json': _FLAG}),
     publish=(_publish, 'copy outputs, figures and numbers of a phantom run into the pages', _RUN | {
         '--with-data': _FLAG | dict(help='also when the run was given real data')}),
-    check=(_check, ', '.join(_WHAT[1:]), {'what': dict(nargs='*', default=['all'], choices=_WHAT)}),
+    check=(_check, ', '.join(_WHAT), {'what': dict(nargs='*', help='default: all')}),
     test=(_test, 'all checks, all chapters twice, all tests: what CI runs', {}),
     bench=(_bench, 'run the benchmarks of the appendix', _PROFILE | {'--run': _REPRODUCE['--run']}),
     lab=(_lab, 'open the notebooks in JupyterLab', _REST),
