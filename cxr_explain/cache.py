@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .config import StaleArtefact, atomic_path, file_sha256, make_rng, module_sources
 from .findings import LABELS
-from .images import ImageError
+from .images import ImageError, draw_jitter
 
 # %% ../nbs/08_cache.ipynb #a9721845
 @dataclass(frozen=True)
@@ -128,17 +129,18 @@ def build_cache(folder:Path,       # gets `pixels/` and `masks/`
                 px:int,            # side of an image
                 make_key:str='',   # what else decides the images, such as a phantom's dials
                 workers:int=1,     # processes
-                shard:int=256      # images a shard
-               ) -> list[dict]:    # the shards' records, in order
+                shard:int|None=None # images a shard; None: 256, or 1,024 for a set above 50,000
+               ) -> tuple[list[dict], int]: # the shards' records, in order; number of images made now
     "Make, or complete, the cache of all items."
+    shard = shard or (256 if len(items) <= 50_000 else 1024)
     code, cut = _code_of(make), [items[a:a + shard] for a in range(0, len(items), shard)]
     tasks = [Task(Path(folder), k, part, make, px, _key(part, px, make_key, code)) for k, part in enumerate(cut)]
-    run_tasks(write_shard, [t for t in tasks if not _finished(t)], workers)
+    made = sum(run_tasks(write_shard, [t for t in tasks if not _finished(t)], workers))
     records = [json.loads(t.record().read_text(encoding='utf-8')) for t in tasks]
     _index(folder, 'pixels', tasks, records, [i for r in records for i in r['ids']], shape=[px, px])
     masked = [i for r in records for i in r['masked']]
     _index(folder, 'masks', tasks, records, masked, shape=[2, (px*px + 7)//8], px=px)
-    return records
+    return records, made
 
 # %% ../nbs/08_cache.ipynb #ecbf4069
 class Cache:
@@ -208,10 +210,8 @@ class ChestDataset:
                  facts:pd.DataFrame|None=None, # give them for items with `boxes`
                  masks:Cache|None=None,   # give it, with facts, for items with `masks`
                  prior:np.ndarray|None=None, # rows from `prior_rows`, for items with the prior image
-                 augment=None,            # (img (H,W) float32, rng) -> img; importable
+                 augment:dict|None=None,  # limits of `images.draw_jitter`, {} for its own; None: no augmentation
                  seed:int=0):             # of the augmentation
-        if augment is not None and facts is not None:
-            raise ValueError('augment moves pixels but not boxes and masks; leave out augment or facts')
         import torch
         self.pixels, self.masks, self.prior, self.augment, self.seed = pixels, masks, prior, augment, seed
         self.rows = manifest.row.to_numpy('int64')
@@ -226,32 +226,43 @@ class ChestDataset:
         "Workers hear of it at once."
         self.epoch.fill_(epoch)
 
-# %% ../nbs/08_cache.ipynb #4516b070
-def _image(self, row): # (1,H,W) float32 in [0,1]
-    img = self.pixels[int(row)].astype(np.float32)/255
-    if self.augment is not None: img = self.augment(img, make_rng(self.seed, 'augment', int(self.epoch), int(row)))
-    return img[None]
+# %% ../nbs/08_cache.ipynb #36c6d022
+def _jitter(self, row): # of this image in this epoch
+    if self.augment is None: return None
+    return draw_jitter(make_rng(self.seed, 'augment', int(self.epoch), int(row)), **self.augment)
 
-def _label_masks(self, index): # (2,14,H,W) bool: changed, extent; the union over facts of a label
+def _image(self, row): # (1,H,W) float32 in [0,1]
+    img, jitter = self.pixels[int(row)].astype(np.float32)/255, _jitter(self, row)
+    return (img if jitter is None else jitter.image(img))[None]
+
+def _boxes(self, index, jitter): # (k,5) float32: label index or -1, x0, y0, x1, y1
+    boxes = np.float32([[k, *box] for k, box in self.boxes[index]]).reshape(-1, 5)
+    if jitter is not None: boxes[:, 1:] = jitter.boxes(boxes[:, 1:], self.pixels.shape[1:])
+    return boxes
+
+def _masks(self, index, jitter): # (2,14,H,W) bool: changed, extent; the union over facts of a label
     px = self.pixels.shape[-1]
     out = np.zeros((2, len(LABELS), px, px), bool)
     for label, row in self.mask_rows[index]:
-        if label >= 0: out[:, label] |= unpack_masks(self.masks[int(row)], px).astype(bool)
+        if label < 0: continue
+        for kind, mask in enumerate(unpack_masks(self.masks[int(row)], px)):
+            out[kind, label] |= (mask if jitter is None else jitter.mask(mask)).astype(bool)
     return out
 
-def _item(self, index:int) -> dict: # of tensors; `boxes` (k,5): label index or -1, x0, y0, x1, y1
+# %% ../nbs/08_cache.ipynb #5df7fa6e
+@patch
+def __getitem__(self:ChestDataset, index:int) -> dict: # of tensors: image (1,H,W), y, known, and what was asked for
+    "An image with its targets; `index` is its place in the dataset."
     import torch
-    found = dict(image=_image(self, self.rows[index]), y=self.y[index], known=self.known[index])
+    row = self.rows[index]
+    found, jitter = dict(image=_image(self, row), y=self.y[index], known=self.known[index]), _jitter(self, row)
     if self.prior is not None:
-        row = self.prior[index]
-        found['prior'] = _image(self, row) if row >= 0 else np.zeros_like(found['image'])
-        found['has_prior'] = np.bool_(row >= 0)
-    if self.boxes is not None:
-        found['boxes'] = np.float32([[k, *box] for k, box in self.boxes[index]]).reshape(-1, 5)
-    if self.mask_rows is not None: found['masks'] = _label_masks(self, index)
+        back = self.prior[index]
+        found['prior'] = _image(self, back) if back >= 0 else np.zeros_like(found['image'])
+        found['has_prior'] = np.bool_(back >= 0)
+    if self.boxes is not None: found['boxes'] = _boxes(self, index, jitter)
+    if self.mask_rows is not None: found['masks'] = _masks(self, index, jitter)
     return {k: torch.as_tensor(np.ascontiguousarray(v)) for k, v in found.items()} | dict(index=index)
-
-ChestDataset.__getitem__ = _item
 
 def collate(items:list[dict]) -> dict: # stacked tensors; `boxes` stay a list, as their number varies
     "For `DataLoader(collate_fn=collate)`."

@@ -10,6 +10,7 @@ __all__ = ['MANIFEST_COLUMNS', 'NEVER_EMPTY', 'UNCERTAIN', 'BLANK', 'SHARES', 'S
 # %% ../nbs/09_data.ipynb #644a8d64
 import functools
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,11 @@ def manifest_schema(): # pandera `DataFrameSchema`
 # %% ../nbs/09_data.ipynb #488cd2d0
 def _explain(manifest, cases): # the first failure in words
     first = cases.iloc[0]
+    name = first.failure_case if pd.isna(first.column) else first.column
     if first['index'] is None or pd.isna(first['index']):
-        return f"{first.failure_case}: {first.check}"
+        return f"column {name!r}: {first.failure_case}, {first.check}"
     image = manifest.image_id.iloc[int(first['index'])]
-    return f"column {first.column!r}, image {image!r}: {str(first.failure_case)!r} fails {first.check}"
+    return f"column {name!r}, image {image!r}: {str(first.failure_case)!r} fails {first.check}"
 
 def validate(manifest:pd.DataFrame # columns `MANIFEST_COLUMNS`, index 0..n-1
             ) -> pd.DataFrame:     # the same
@@ -69,7 +71,7 @@ def label_array(manifest:pd.DataFrame,
                 kind:str='label' # or 'truth', 'visible'
                ) -> np.ndarray:  # (N,14) float32: 1, 0, -1, NaN
     "Labels in canonical order."
-    return manifest[label_columns(kind)].to_numpy('float32')
+    return manifest[label_columns(kind)].to_numpy('float32', copy=True)
 
 def annotated(manifest:pd.DataFrame) -> np.ndarray: # (N,14) bool
     "Which labels the source of each row was read for."
@@ -245,7 +247,6 @@ class Plan:
     make:object       # (item, px) -> `Sample`
     key:str           # what beyond the items decides the images
     rows:object       # rows that `make` returned -> manifest rows without `row`
-    shard:int         # images a shard
     reports:pd.DataFrame|None = None # rows of reports without an image
 
 def plan_phantom(profile # `Profile`
@@ -256,7 +257,7 @@ def plan_phantom(profile # `Profile`
     phantom, plan = Phantom(seed=profile.seed, px=profile.px), read_phantom(profile)
     items = [dict(image_id=image_id, i=int(i)) for image_id, i in zip(plan.image_id, plan.i)]
     make = functools.partial(phantom_sample, phantom=phantom)
-    return Plan(items, make, repr(phantom), lambda found: phantom_rows(found, plan), shard=256)
+    return Plan(items, make, repr(phantom), lambda found: phantom_rows(found, plan))
 
 # %% ../nbs/09_data.ipynb #eefe9bbc
 def _file_items(source): # one item an image; sizes of files tell a changed file from the cached one
@@ -287,7 +288,7 @@ def plan_disk(data_dir:Path # folder with data sets that the adapters know
     items = [i for s in sources for i in _file_items(s) if i['image_id'] in kept]
     make = functools.partial(file_sample, roots={s.name: str(s.root) for s in sources})
     has = rows.path.notna()
-    return Plan(items, make, '', lambda found: rows[has], 1024, rows[~has].reset_index(drop=True))
+    return Plan(items, make, '', lambda found: rows[has], rows[~has].reset_index(drop=True))
 
 # %% ../nbs/09_data.ipynb #89afc478
 def cross_folds(rows:pd.DataFrame, # manifest rows with parts
@@ -347,7 +348,9 @@ def make_plan(run:Run) -> Plan:
 def build(run:Run) -> tuple[pd.DataFrame, dict, dict]: # manifest; leaks by kind (all 0); counts of what was let pass
     "Make and save the run's manifest, facts, pixels and masks. Raises `LeakError`, `ManifestError`, `BrokenImages`."
     p, plan = run.profile, make_plan(run)
-    records = build_cache(run.dir, plan.items, plan.make, p.px, plan.key, p.workers, plan.shard)
+    start = time.perf_counter()
+    records, made = build_cache(run.dir, plan.items, plan.make, p.px, plan.key, p.workers)
+    if made: run.time('cache_images_per_s', made/(time.perf_counter() - start), n=made, workers=p.workers)
     bad, manifest = _failures(records, len(plan.items)), validate(_manifest(plan, records))
     leaks, passed = check_leaks(manifest, fingerprint(Cache(run.path('pixels'))))
     for name in ('pixels', 'masks'): run.seal(name)

@@ -1,0 +1,335 @@
+"What crosses the cells of the cache and data chapters: processes, kills, damage, two runs with the same bytes."
+import functools
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cxr_explain import config
+from cxr_explain.cache import Cache, ChestDataset, Sample, build_cache, collate, prior_rows, unpack_masks
+from cxr_explain.config import Run, StaleArtefact, make_rng
+from cxr_explain.data import (
+    BrokenImages,
+    ManifestError,
+    build,
+    eval_targets,
+    file_sample,
+    load_part,
+    phantom_sample,
+    train_targets,
+    validate,
+)
+from cxr_explain.findings import LABELS, label_columns
+from cxr_explain.images import TruncatedImage
+from cxr_explain.leaks import LeakError
+from cxr_explain.phantom import Phantom
+
+PX = 32
+
+
+def noise(item, px):
+    rng = make_rng(item['k'], 'noise')
+    fact = dict(label='Edema', box=[1.0, 2.0, 9.0, 9.0], mask=0)
+    return Sample(rng.integers(0, 256, (px, px), np.uint8), {}, [fact], rng.integers(0, 2, (1, 2, px, px), np.uint8))
+
+
+def slow_noise(item, px):
+    time.sleep(.05)
+    return noise(item, px)
+
+
+def items(n): return [dict(image_id=f'n{k:03d}', k=k) for k in range(n)]
+
+
+def digests(folder):
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+@pytest.fixture(scope='module')
+def phantoms():
+    ph = Phantom(seed=0, px=64)
+    return functools.partial(phantom_sample, phantom=ph), [dict(image_id=f'ph0_{4*k:07d}', i=4*k) for k in range(6)]
+
+
+# ---- the cache
+
+def test_number_of_processes_changes_no_byte(tmp_path, phantoms):
+    make, plan = phantoms
+    for name, workers in dict(one=1, two=2).items():
+        build_cache(tmp_path/name, plan, make, 64, workers=workers, shard=2)
+    assert digests(tmp_path/'one') == digests(tmp_path/'two')
+    assert len(digests(tmp_path/'one')) == 2*2 + 3*3, 'index and ids of both; pixels, masks and record of three shards'
+
+
+SCRIPT = """import sys
+sys.path[:0] = [sys.argv[1]]
+from test_data import PX, build_cache, items, slow_noise
+if __name__ == "__main__": build_cache(sys.argv[2], items(int(sys.argv[3])), slow_noise, PX, workers=2, shard=4)
+"""
+
+
+def command(tmp_path, name, n=40):
+    (tmp_path/'make.py').write_text(SCRIPT)
+    return [sys.executable, str(tmp_path/'make.py'), str(Path(__file__).parent), str(tmp_path/name), str(n)]
+
+
+def kill_after(process, pixels, shards):
+    while process.poll() is None and len(list(pixels.glob('0*.json'))) < shards: time.sleep(.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_and_called_again_gives_the_same_bytes(tmp_path):
+    pixels = tmp_path/'killed'/'pixels'
+    kill_after(subprocess.Popen(command(tmp_path, 'killed')), pixels, 3)
+    done = {p.name: p.stat().st_mtime_ns for p in pixels.glob('0*.json')}
+    assert 3 <= len(done) < 10 and not (pixels/'index.json').exists()
+    subprocess.run(command(tmp_path, 'killed'), check=True)
+    again = {p.name: p.stat().st_mtime_ns for p in pixels.glob('0*.json')}
+    assert all(again[name] == when for name, when in done.items()), 'finished shards are not made again'
+    subprocess.run(command(tmp_path, 'whole'), check=True)
+    assert digests(tmp_path/'killed') == digests(tmp_path/'whole')
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    psutil = pytest.importorskip('psutil')
+    process, pixels = subprocess.Popen(command(tmp_path, 'x', 4000)), tmp_path/'x'/'pixels'
+    while process.poll() is None and not list(pixels.glob('0*.json')): time.sleep(.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    kill_after(process, pixels, 1)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert children and not alive
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flipped', 'gone', 'record'])
+def test_a_damaged_shard_is_made_again(tmp_path, damage):
+    build_cache(tmp_path, items(8), noise, PX, shard=4)
+    good = digests(tmp_path)
+    path = tmp_path/'pixels'/('00001.json' if damage == 'record' else '00001.npy')
+    content = path.read_bytes()
+    if damage == 'gone': path.unlink()
+    else: path.write_bytes(content[:-7] if damage != 'flipped' else content[:-1] + bytes([content[-1] ^ 1]))
+    if damage == 'flipped':
+        with pytest.raises(StaleArtefact, match='00001.npy'): Cache(tmp_path/'pixels').verify()
+    assert build_cache(tmp_path, items(8), noise, PX, shard=4)[1] == 4
+    assert digests(tmp_path) == good
+
+
+def test_other_pixels_items_or_dials_reuse_nothing(tmp_path):
+    assert build_cache(tmp_path, items(8), noise, PX, shard=4)[1] == 8
+    assert build_cache(tmp_path, items(8), noise, PX, shard=4)[1] == 0
+    assert build_cache(tmp_path, items(8), noise, PX, 'another dial', shard=4)[1] == 8
+    assert build_cache(tmp_path, items(8), noise, 2*PX, 'another dial', shard=4)[1] == 8
+    assert Cache(tmp_path/'pixels').shape == (8, 2*PX, 2*PX)
+    assert build_cache(tmp_path, items(8)[::-1], noise, 2*PX, 'another dial', shard=4)[1] == 8
+    assert Cache(tmp_path/'pixels').ids()[0] == 'n007'
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    peaks = []
+    for n in (256, 1024):
+        tracemalloc.start()
+        build_cache(tmp_path/str(n), items(n), noise, 64, shard=64)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5*peaks[0], f'{peaks} bytes for 256 and 1,024 images'
+
+
+def test_a_mistake_in_the_code_is_not_a_broken_image(tmp_path):
+    def wrong(item, px): raise KeyError('no such key')
+    with pytest.raises(KeyError): build_cache(tmp_path, items(2), wrong, PX)
+
+
+def test_an_empty_shard_and_an_empty_cache(tmp_path):
+    def never(item, px): raise TruncatedImage('cut')
+    records, made = build_cache(tmp_path, items(5), never, PX, shard=2)
+    assert made == 0 and sum(len(r['failures']) for r in records) == 5
+    assert len(Cache(tmp_path/'pixels')) == 0
+    with pytest.raises(IndexError, match='row 0 of a cache of 0'): Cache(tmp_path/'pixels')[0]
+
+
+# ---- the dataset
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('cache')
+    build_cache(folder, items(12), noise, PX, shard=5)
+    frame = pd.DataFrame(dict(image_id=[f'n{k:03d}' for k in range(12)], row=np.arange(12), view='PA',
+                              study_id=[f's{k}' for k in range(12)]))
+    frame['prior_study_id'] = [None]*6 + frame.study_id[:6].tolist()
+    facts = pd.DataFrame(dict(image_id=frame.image_id, label='Edema', box=[[1, 2, 9, 9]]*12, mask_row=np.arange(12)))
+    y, known = np.zeros((12, 14), np.float32), np.ones((12, 14), bool)
+    return ChestDataset(frame, Cache(folder/'pixels'), y, known, facts=facts, masks=Cache(folder/'masks'),
+                        prior=prior_rows(frame), augment={})
+
+
+def batches(dataset, workers, **more):
+    from torch.utils.data import DataLoader
+    more |= dict(multiprocessing_context='spawn') if workers else {}
+    return DataLoader(dataset, batch_size=5, num_workers=workers, collate_fn=collate, **more)
+
+
+def test_number_of_loader_workers_changes_nothing_over_two_epochs(dataset):
+    seen = {}
+    for workers in (0, 2):
+        loader = batches(dataset, workers, persistent_workers=workers > 0)
+        for epoch in (0, 1):
+            dataset.set_epoch(epoch)
+            for b in loader: seen.setdefault((workers, epoch), []).append(b)
+    for epoch in (0, 1):
+        for a, b in zip(seen[0, epoch], seen[2, epoch], strict=True):
+            assert all((a[k] == b[k]).all() for k in ('image', 'prior', 'masks', 'y', 'index'))
+            assert all((x == y).all() for x, y in zip(a['boxes'], b['boxes'], strict=True))
+    assert (seen[0, 0][0]['image'] != seen[0, 1][0]['image']).any(), 'another epoch, another draw'
+
+
+def test_boxes_and_masks_move_with_the_image(dataset):
+    still = ChestDataset.__new__(ChestDataset)
+    still.__dict__ |= dataset.__dict__ | dict(augment=None)
+    a, b = still[3], dataset[3]
+    assert (a['masks'][:, 5].numpy() == unpack_masks(dataset.masks[3], PX).astype(bool)).all()
+    assert (a['boxes'] != b['boxes']).any() and (a['masks'] != b['masks']).any()
+
+
+def test_prior_is_of_the_same_view_when_there_is_one():
+    frame = pd.DataFrame(dict(image_id=list('abcd'), row=[7, 5, 9, 3], study_id=['s1', 's1', 's2', 's2'],
+                              view=['PA', 'LATERAL', 'LATERAL', 'AP'], prior_study_id=[None, None, 's1', 's1']))
+    assert prior_rows(frame).tolist() == [-1, -1, 5, 7]
+
+
+# ---- the chapter
+
+@pytest.fixture
+def tiny(monkeypatch):
+    sizes = dict(px=32, n_train=6, n_select=3, n_calibrate=3, n_test=3, min_positives=0)
+    profile = config.get_profile('smoke', **sizes)
+    monkeypatch.setitem(config.PROFILES, 'smoke', profile)
+    return profile
+
+
+def build_in(folder, monkeypatch, workers, profile, **more):
+    monkeypatch.setitem(config.PROFILES, 'smoke', config.dataclasses.replace(profile, workers=workers, **more))
+    monkeypatch.setenv('CXR_EXPLAIN_RUNS', str(folder))
+    run = Run('data')
+    return run, build(run)
+
+
+def test_two_runs_have_the_same_bytes(tmp_path, monkeypatch, tiny):
+    for name, workers in dict(a=1, b=2).items(): build_in(tmp_path/name, monkeypatch, workers, tiny)
+    a, b = digests(tmp_path/'a'), digests(tmp_path/'b')
+    assert a == b and {'smoke/manifest.parquet', 'smoke/facts.parquet', 'smoke/pixels/index.json'} <= set(a)
+
+
+def test_the_pixels_of_a_row_are_those_of_its_image(tmp_path, monkeypatch, tiny):
+    run, (manifest, _, _) = build_in(tmp_path, monkeypatch, 1, tiny)
+    pixels = Cache(run.path('pixels'))
+    assert [pixels.ids()[r] for r in manifest.row] == manifest.image_id.tolist()
+    ph, last = Phantom(seed=0, px=32), manifest.iloc[-1]
+    assert (phantom_sample(dict(i=int(last.image_id[4:])), 32, ph).img == pixels[last['row']]).all()
+    facts = run.load('facts.parquet')
+    own = facts[facts.mask_row.notna()]
+    assert [Cache(run.path('masks')).ids()[r] for r in own.mask_row] == own.image_id.tolist()
+    ds = load_part(run, 'train', boxes=True, prior=True)
+    assert len(ds) == (manifest.part == 'train').sum()
+
+
+def folder_of_films(root, n=8, broken=0, copy=None):
+    (root/'films').mkdir(parents=True)
+    rows = []
+    for k in range(n):
+        img = make_rng(k if k != copy else 0, 'film').integers(0, 256, (40, 60), np.uint8)
+        Image.fromarray(img).resize((240, 160), Image.BICUBIC).save(root/'films'/f'{k}.png')
+        if k < broken: (root/'films'/f'{k}.png').write_bytes((root/'films'/f'{k}.png').read_bytes()[:300])
+        part = 'train' if k < n//2 else 'test'
+        box = json.dumps([dict(label='Edema', x=60, y=40, w=30, h=20)]) if k == n - 1 else ''
+        rows.append(dict(path=f'films/{k}.png', patient_id=f'p{k}', part=part, view='PA', licence='CC0', boxes=box,
+                         Edema=k % 2, **{'Lung Opacity': 0}))
+    pd.DataFrame(rows).to_csv(root/'metadata.csv', index=False)
+
+
+def build_real(tmp_path, monkeypatch):
+    monkeypatch.setenv('CXR_EXPLAIN_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setitem(config.PROFILES, 'real', config.get_profile('real', px=64, workers=1))
+    run = Run('data', 'real', data_dir=str(tmp_path/'data'))
+    return run, build(run)
+
+
+def test_a_folder_of_films_becomes_a_run(tmp_path, monkeypatch):
+    folder_of_films(tmp_path/'data'/'mine')
+    run, (manifest, leaks, passed) = build_real(tmp_path, monkeypatch)
+    assert len(manifest) == 8 and not any(leaks.values()) and passed['broken'] == 0
+    assert {'train', 'test'} <= set(manifest.part) and (manifest.part[4:] == 'test').all()
+    fact = run.load('facts.parquet').iloc[0]
+    assert np.allclose(fact.box, [16, 40*43/160 + 10, 24, 60*43/160 + 10]), '240 x 160 becomes 64 x 43, below 10 rows'
+    y, known = eval_targets(manifest)
+    assert y[manifest.label_edema == 1, LABELS.index('Lung Opacity')].all(), 'its child is positive'
+    assert not known[:, LABELS.index('Fracture')].any(), 'never read, never known'
+
+
+def test_a_broken_film_is_reported_and_never_black(tmp_path, monkeypatch):
+    folder_of_films(tmp_path/'data'/'mine', n=120, broken=1)
+    run, (manifest, _, passed) = build_real(tmp_path, monkeypatch)
+    assert len(manifest) == 119 and passed['broken'] == 1
+    assert (Cache(run.path('pixels'))[np.arange(119)].max((1, 2)) > 0).all()
+    bad = run.load('failures.parquet')
+    assert bad.path.tolist() == ['films/0.png'] and bad.error[0] in ('TruncatedImage', 'CorruptImage')
+
+
+def test_too_many_broken_films_stop_the_run(tmp_path, monkeypatch):
+    folder_of_films(tmp_path/'data'/'mine', broken=2)
+    with pytest.raises(BrokenImages, match='2 of 8 images cannot be read'): build_real(tmp_path, monkeypatch)
+    assert not list((tmp_path/'runs').rglob('manifest.parquet')), 'nothing is saved'
+
+
+def test_a_leak_stops_the_run_and_an_exclusion_mends_it(tmp_path, monkeypatch):
+    folder_of_films(tmp_path/'data'/'mine', copy=6)
+    with pytest.raises(LeakError, match='pixels: 1 across parts') as e: build_real(tmp_path, monkeypatch)
+    assert not list((tmp_path/'runs').rglob('manifest.parquet')), 'nothing is saved'
+    pair = e.value.leaks[['a', 'b']].iloc[0].tolist()
+    (tmp_path/'data'/'exclude.txt').write_text(pair[0] + '\n')
+    _, (manifest, _, _) = build_real(tmp_path, monkeypatch)
+    assert len(manifest) == 7 and pair[0] not in set(manifest.image_id)
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    Image.fromarray(make_rng(0, 'm').integers(0, 256, (40, 60), np.uint8)).save(tmp_path/'a.png')
+    Image.fromarray(np.zeros((40, 61), np.uint8)).save(tmp_path/'m.png')
+    item = dict(source='s', path='a.png', facts=[dict(box=None, mask_path='m.png')])
+    with pytest.raises(ValueError, match=r'\(40, 61\)'): file_sample(item, 32, dict(s=tmp_path))
+
+
+# ---- labels, on every combination
+
+@pytest.mark.parametrize('uncertain', ['zeros', 'ones', 'ignore', 'soft'])
+@pytest.mark.parametrize('blank', ['negative', 'ignore'])
+def test_no_policy_makes_a_parent_of_a_positive_child_negative(uncertain, blank):
+    rng = np.random.default_rng(0)
+    raw = rng.choice([1, 0, -1, np.nan], (500, 14)).astype(np.float32)
+    frame = pd.DataFrame(raw, columns=label_columns('label')).join(
+        pd.DataFrame(rng.random((500, 14)) < .8, columns=label_columns('annotated')))
+    y, known = train_targets(frame, uncertain, blank)
+    child, parent = LABELS.index('Pneumonia'), LABELS.index('Lung Opacity')
+    assert not ((y[:, child] == 1) & known[:, child] & (y[:, parent] != 1) & known[:, parent]).any()
+    assert not (known & ~frame[label_columns('annotated')].to_numpy()).any(), 'never read, never known'
+    assert np.isfinite(y).all() and y.min() == 0 and y.max() == 1
+
+
+def test_schema_names_the_column_of_every_type_error():
+    from cxr_explain.data import MANIFEST_COLUMNS
+    from cxr_explain.rows import as_rows
+    frame = as_rows(pd.DataFrame(dict(image_id=['a'], licence='CC0', part='train')), 'toy')
+    frame.insert(list(MANIFEST_COLUMNS).index('row'), 'row', np.int64([0]))
+    validate(frame)
+    for name, value in dict(age='old', row='0', annotated_edema='yes', truth_edema=-1.0, fold=7).items():
+        with pytest.raises(ManifestError, match=name): validate(frame.assign(**{name: value}))
