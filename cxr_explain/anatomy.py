@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['SIDE_SIGN', 'RIB', 'HEART', 'MARKER', 'FIRST_OBJECT', 'Body', 'draw_body', 'lung', 'trunk', 'dome', 'heart',
            'mediastinum', 'hilum', 'rib_lines', 'rib_tubes', 'ribs', 'spine_bones', 'shoulders', 'inside_lung',
-           'vessels', 'airways', 'soft_parts', 'Chest', 'build_chest', 'hull', 'solid_interval', 'many_intervals',
-           'stack_window', 'Rays', 'lung_rays', 'trunk_depth', 'normal_depth']
+           'vessels', 'airways', 'soft_parts', 'Chest', 'build_chest', 'hull', 'solid_interval', 'near_pixels',
+           'hull_interval', 'stack_window', 'Rays', 'lung_pixels', 'lung_rays', 'trunk_depth', 'normal_depth']
 
 # %% ../nbs/03_anatomy.ipynb #69fbb54c
 import functools
@@ -14,9 +14,9 @@ import numpy as np
 
 from .config import Run, make_rng
 from .rays import (
-    MU, Detector, Ellipsoids, Stack, Tubes, View, chain, detect, develop, draw_ellipsoids, draw_tubes, ellipsoid,
+    EYE, MU, Detector, Ellipsoids, Stack, Tubes, View, chain, detect, develop, draw_ellipsoids, draw_tubes, ellipsoid,
     ellipsoid_interval, expose, free_length, join, lookup, magnify, object_grid, project, reuse_memory, smooth,
-    stack, stack_interval, turn)
+    stack, stack_interval, tubes, turn)
 
 # %% ../nbs/03_anatomy.ipynb #58ffed49
 SIDE_SIGN = {'right': -1, 'left': 1}  # of x: the patient's left is positive
@@ -87,7 +87,7 @@ def dome(body:Body, side:str,
     "One half of the diaphragm: an ellipsoid that goes on downwards as a cylinder."
     top = (body.dome - 1.6*body.hyper - body.dome_gap*(side == 'left') + 3.6*(1 - breath))*body.tall + lift
     high = 6.6 - 3.6*body.hyper
-    return ((SIDE_SIGN[side]*6.9*body.wide, .3, top - high), np.diag((7.9*body.wide, 9.9*body.wide, high)))
+    return ((SIDE_SIGN[side]*6.9*body.wide, .3, top - high), EYE*(7.9*body.wide, 9.9*body.wide, high))
 
 # %% ../nbs/03_anatomy.ipynb #acea3320
 def heart(body:Body, breath:float=1.,
@@ -101,7 +101,7 @@ def heart(body:Body, breath:float=1.,
                  (3.6, 3.6, 3.), 0)]
     anchor = np.array([.2, 0, -1.])
     place = lambda c: anchor + (np.array(c) - anchor)*(k*flat, k, k) + (0, 0, up*np.clip(-c[2]/5, 0, 1))
-    return [(place(c), turn(y=t) @ np.diag(np.array(r)*(k*flat, k, k))) for c, r, t in parts]
+    return [(place(c), turn(y=t)*(np.array(r)*(k*flat, k, k))) for c, r, t in parts]
 
 # %% ../nbs/03_anatomy.ipynb #5a70a5bb
 def mediastinum(body:Body,
@@ -118,15 +118,15 @@ def mediastinum(body:Body,
     aorta = stack(zt, [.3, 1. + body.unfold, 1.9 + body.unfold, 2.1 + .5*body.unfold, 1.6, 1., 1., 1.], 4.6,
                   1.15*body.knob*(z < 7) + .3*widen*up, 1.2*body.knob, **how)
     spine = stack(zt, curve, 6.2, 1.8, 2.6, **how)
-    knob = ((1.9 + .2*widen, .8, 4.6*body.tall), np.diag((1.75*body.knob + .5*widen, 3.2, 1.65*body.knob)))
+    knob = ((1.9 + .2*widen, .8, 4.6*body.tall), EYE*(1.75*body.knob + .5*widen, 3.2, 1.65*body.knob))
     return [core, cava, aorta, spine, knob]
 
 # %% ../nbs/03_anatomy.ipynb #a0e23efd
 def hilum(body:Body, side:str) -> tuple: # centre, shape
     "The pulmonary artery and veins where they enter a lung; the left hilum is a little higher."
     s = SIDE_SIGN[side]
-    if side == 'right': return ((-3.3, .6, -1.7*body.tall), turn(y=.3) @ np.diag((1.15, 1.5, 2.3)))
-    return ((s*3.5, .9, -.2*body.tall), turn(y=-.35) @ np.diag((1.25, 1.6, 1.9)))
+    if side == 'right': return ((-3.3, .6, -1.7*body.tall), turn(y=.3)*(1.15, 1.5, 2.3))
+    return ((s*3.5, .9, -.2*body.tall), turn(y=-.35)*(1.25, 1.6, 1.9))
 
 # %% ../nbs/03_anatomy.ipynb #284dbdb8
 _RIB_END = np.radians([150, 151, 150, 148, 145, 141, 136, 126, 116, 106, 76, 52]) # how far around each rib goes
@@ -213,13 +213,12 @@ def vessels(rng:np.random.Generator, body:Body, side:str, generations:int=5) -> 
         d = d/np.linalg.norm(d, axis=1, keepdims=True)
         end = p + d*step[:, None]
         ok = inside_lung(body, side, end, edge=.97); p, end, d, r, step = p[ok], end[ok], d[ok], r[ok], step[ok]
-        parts.append(Tubes(p, end, r, np.full(len(r), MU.soft - MU.lung), *np.zeros((4, len(r)))))
+        parts.append(tubes(p, end, r, MU.soft - MU.lung, 0, 0, 0, -1))
         away = rng.normal(0, 1, d.shape); away -= (away*d).sum(1, keepdims=True)*d
         away /= np.linalg.norm(away, axis=1, keepdims=True) + 1e-6
         d = np.concatenate([d + .42*away, d - .52*away]); p = np.concatenate([end, end])
         r = np.concatenate([r*.82, r*.68]); step = np.concatenate([step*.86, step*.8])*rng.uniform(.8, 1.2, 2*len(step))
-    t = join(*parts); t.unless = np.full(len(t.mu), -1)
-    return t
+    return join(*parts)
 
 # %% ../nbs/03_anatomy.ipynb #86b55146
 def airways(body:Body) -> Tubes:
@@ -280,25 +279,35 @@ def hull(intervals:list) -> tuple: # near, far
     return np.where(hit, near, 0).astype(np.float32), np.where(hit, far, 0).astype(np.float32)
 
 def solid_interval(view:View, solid, # a `Stack` or a (centre, shape) ellipsoid
-                   rows:slice, cols:slice, **how) -> tuple: # near, far in a window
+                   grid:tuple|None=None, # pixels, as for `object_grid`
+                   **how) -> tuple: # near, far
     "Entry and exit depths of one solid, at its own magnification."
-    if isinstance(solid, Stack):
-        u, z = object_grid(view, rows, cols, magnify(view, view.axes[2] @ [0, solid.table[1, 500], 0]))
-        return stack_interval(view, solid, u, z, **how)
-    u, z = object_grid(view, rows, cols, magnify(view, view.axes[2] @ np.asarray(solid[0], float)))
+    at = [0, solid.table[1, 500], 0] if isinstance(solid, Stack) else np.asarray(solid[0], float)
+    u, z = object_grid(view, magnify(view, view.axes[2] @ at), grid)
+    if isinstance(solid, Stack): return stack_interval(view, solid, u, z, **how)
     return ellipsoid_interval(view, *solid, u, z, **how)
 
 # %% ../nbs/03_anatomy.ipynb #fd848d0c
-def many_intervals(view:View, solids:list, # of (centre, shape) ellipsoids
-                   rows:slice, cols:slice) -> list: # of (near, far)
-    "The same for many ellipsoids at once."
-    if not solids: return []
-    centre, shape = np.array([c for c, _ in solids], float), np.array([s for _, s in solids])
-    m = np.float32(1/magnify(view, centre @ view.axes[2]))[:, None, None]; gu, gz = view.grid
-    u, z = gu[rows, cols]*m + np.float32(view.centre[0]), gz[rows, cols]*m + np.float32(view.centre[1])
-    return list(zip(*ellipsoid_interval(view, centre, shape, u, z)))
+def near_pixels(view:View, solids:list, # of (centre, shape) ellipsoids
+                grid:tuple # two (m,) arrays
+               ) -> np.ndarray: # indices
+    "The pixels within the box around some ellipsoids."
+    centre, shape = np.array([c for c, _ in solids], float) @ view.axes.T, np.array([s for _, s in solids])
+    half = np.sqrt(((view.axes @ shape)**2).sum(2)); m = magnify(view, centre[:, 2])[:, None]
+    low, high = ((m*(centre + k*half)[:, :2] - m*view.centre) for k in (-1, 1))
+    (u0, z0), (u1, z1) = low.min(0).tolist(), high.max(0).tolist(); gu, gz = grid
+    return np.flatnonzero((gu > u0) & (gu < u1) & (gz > z0) & (gz < z1))
 
-# %% ../nbs/03_anatomy.ipynb #43c18b36
+def hull_interval(view:View, solids:list, grid:tuple) -> tuple: # near, far (m,); equal where all miss
+    "The hull of some ellipsoids on a list of pixels, computed only where they are."
+    near, far = np.zeros((2, len(grid[0])), np.float32)
+    k = near_pixels(view, solids, grid) if solids else []
+    if len(k):
+        some = grid[0][k], grid[1][k]; each = [solid_interval(view, x, some) for x in solids]
+        near[k], far[k] = each[0] if len(each) == 1 else hull(each)
+    return near, far
+
+# %% ../nbs/03_anatomy.ipynb #bf416bda
 def stack_window(view:View, s:Stack,
                  floor:float=-99. # lowest height that matters, cm
                 ) -> tuple: # rows, cols (slices)
@@ -315,40 +324,48 @@ def stack_window(view:View, s:Stack,
 @dataclass
 class Rays:
     "What the rays through one lung meet."
-    rows:slice; cols:slice
-    near:np.ndarray; far:np.ndarray # the lung
-    takers:list                     # (near, far): 5 of the heart, knob, hilum, 4 stacks, diaphragm
+    at:np.ndarray                   # (m,) which pixels of the raveled picture
+    grid:tuple                      # their places on the detector, two (m,)
+    near:np.ndarray; far:np.ndarray # (m,) the lung
+    takers:list                     # (near, far): heart, knob, hilum, 4 stacks, diaphragm
 
-    @property
-    def air(self): return free_length(self.near, self.far, self.takers) # (h,w) cm of lung that is left
+    @functools.cached_property
+    def air(self): return free_length(self.near, self.far, self.takers) # (m,) cm of lung that is left
 
-# %% ../nbs/03_anatomy.ipynb #7e2ca072
-def lung_rays(view:View, chest:Chest, side:str,
-              heart:list|None=None, # parts, if not the chest's own
-              lift:float=0. # of the dome, cm
-             ) -> Rays:
-    "The lung of one side on its window, and what takes its place."
+# %% ../nbs/03_anatomy.ipynb #8fd93ada
+def lung_pixels(view:View, chest:Chest, side:str) -> tuple: # which pixels, near, far; (m,)
+    "The pixels that a lung covers, and where their rays enter and leave it."
     s = chest.lungs[side]; low = dome(chest.body, side, chest.breath)
-    rows, cols = stack_window(view, s, low[0][2] - 1.)
-    near, far = solid_interval(view, s, rows, cols)
-    parts = chest.heart if heart is None else heart
-    stacks, knob = chest.mediastinum[:-1], chest.mediastinum[-1]
-    takers = many_intervals(view, [*parts, knob, chest.hila[side]], rows, cols)
-    takers += [solid_interval(view, m, rows, cols) for m in stacks]
-    takers.append(solid_interval(view, dome(chest.body, side, chest.breath, lift), rows, cols, down=True))
-    return Rays(rows, cols, near, far, takers)
+    window = stack_window(view, s, low[0][2] - 1.)
+    near, far = solid_interval(view, s, [g[window] for g in view.grid]); hit = np.flatnonzero(far > near)
+    at = np.arange(view.px**2).reshape(view.px, view.px)[window].ravel()[hit]
+    return at, near.ravel()[hit], far.ravel()[hit]
+
+def lung_rays(view:View, chest:Chest, heart:list|None=None # parts, if not the chest's own
+             ) -> dict: # side -> `Rays`
+    "Both lungs and what takes their place; the pixels of both are worked on together."
+    pixels = {s: lung_pixels(view, chest, s) for s in SIDE_SIGN}; cut, out, start = {}, {}, 0
+    for s, (at, *_) in pixels.items(): cut[s] = slice(start, start := start + len(at))
+    at = np.concatenate([p[0] for p in pixels.values()]); grid = tuple(g.ravel()[at] for g in view.grid)
+    *stacks, knob = chest.mediastinum; parts = chest.heart if heart is None else heart
+    shared = [hull_interval(view, x, grid) for x in (parts, [knob])] + [solid_interval(view, m, grid) for m in stacks]
+    for s, (at, near, far) in pixels.items():
+        own = tuple(g[cut[s]] for g in grid); low = dome(chest.body, s, chest.breath)
+        takers = [(a[cut[s]], b[cut[s]]) for a, b in shared]; hilum_at = hull_interval(view, [chest.hila[s]], own)
+        base = solid_interval(view, low, own, down=True)
+        out[s] = Rays(at, own, near, far, [*takers[:2], hilum_at, *takers[2:], base])
+    return out
 
 def trunk_depth(view:View, chest:Chest) -> np.ndarray: # (px,px)
     "Optical depth of a trunk full of soft tissue."
-    near, far = solid_interval(view, chest.trunk, slice(0, view.px), slice(0, view.px))
+    near, far = solid_interval(view, chest.trunk)
     return np.float32(MU.soft)*(far - near)
 
 # %% ../nbs/03_anatomy.ipynb #e2c3b772
 def normal_depth(view:View, chest:Chest) -> np.ndarray: # (px,px) float32
     "Optical depth of a chest without findings."
     depth = trunk_depth(view, chest) + draw_tubes(view, chest.tubes) + draw_ellipsoids(view, chest.blobs)
-    for side in SIDE_SIGN:
-        r = lung_rays(view, chest, side)
-        depth[r.rows, r.cols] -= np.float32(MU.soft - MU.lung)*r.air
+    for side, r in lung_rays(view, chest).items():
+        depth.ravel()[r.at] -= np.float32(MU.soft - MU.lung)*r.air
         depth += draw_tubes(view, chest.vessels[side])
     return np.maximum(depth, 0)

@@ -14,7 +14,7 @@ import numpy as np
 from .anatomy import RIB, SIDE_SIGN, dome, rib_lines, rib_tubes
 from .cohort import Phantom, StudyPlan
 from .config import Run, make_rng
-from .rays import MU, Detector, View, chain, ellipsoid, lookup, smooth, take, turn
+from .rays import EYE, MU, Detector, View, chain, ellipsoid, lookup, smooth, take, turn
 
 # %% ../nbs/05_lesions.ipynb #1022dd1c
 @dataclass
@@ -76,7 +76,7 @@ def add_opacity(o, n, chest, rng, ph):
     grain = {'patchy opacity': .8, 'hazy opacity': .25, 'lobar consolidation': .25, 'pneumonia': .6}[o.kind]
     r = o.size*np.array(o.shape)*(.75 + .5*o.severity)*((1.15, 1.3, 1.) if o.kind != 'hazy opacity' else (1.2, 1.2,
         1.2))
-    region = (np.array(o.at), turn(y=rng.normal(0, .4)) @ np.diag(r))
+    region = (np.array(o.at), turn(y=rng.normal(0, .4))*r)
     parts = dict(fills=[Fill(n, o.side, region, min(share, .97), grain, o.key)])
     if o.kind in ('lobar consolidation', 'pneumonia'): parts['tubes'] = air_bronchograms(chest, o, n, region, share)
     return parts
@@ -98,7 +98,7 @@ def add_edema(o, n, chest, rng, ph):
     for side, s in SIDE_SIGN.items():
         c = np.array(chest.hila[side][0]) + (s*2.6, 0, -1.2)
         r = np.array((4.6, 6., 6.6))*(.75 + .5*o.severity)*o.shape
-        parts['fills'].append(Fill(n, side, (c, np.diag(r)), (.08 + .34*o.severity)*(.4 + .6*k), .45, o.key + (s > 0,)))
+        parts['fills'].append(Fill(n, side, (c, EYE*r), (.08 + .34*o.severity)*(.4 + .6*k), .45, o.key + (s > 0,)))
         z = rng.uniform(-6.5, -1, int(3 + 14*o.severity)); y = rng.uniform(-5, 3, len(z))
         x = np.array([_wall(chest, side, a, b) for a, b in zip(z, y)])
         ends = np.stack([np.stack([x - s*.25, y, z], -1), np.stack([x - s*rng.uniform(1.2, 2., len(z)), y,
@@ -119,7 +119,7 @@ def add_atelectasis(o, n, chest, rng, ph):
     else:
         radii = (2.6 + o.severity, 4.5, 3.6 + 2*o.severity); at = np.array((s*3.6, 3.2, _dome_top(chest, o.side) + .8))
         rot = turn(y=s*.35); share, lift = min(.85*(.4 + .6*k), .95), .8 + 2.2*o.severity
-    return dict(fills=[Fill(n, o.side, (at, rot @ np.diag(radii)), share, .1, o.key)], lift={n: (o.side, lift)})
+    return dict(fills=[Fill(n, o.side, (at, rot*radii), share, .1, o.key)], lift={n: (o.side, lift)})
 
 def _dome_top(chest, side): # height of a dome without findings
     (_, _, z), shape = dome(chest.body, side, chest.breath)
@@ -142,7 +142,7 @@ def add_effusion(o, n, chest, rng, ph):
     if o.kind == 'layering effusion': return dict(limits=[Limit(n, o.side, 'layer', (.5 + 5.5*o.severity,))])
     top = _dome_top(chest, o.side); level = top - 4.3 + 10.5*o.severity**1.3
     high = 7.5
-    bowl = ((s*5.8*b.wide, -.6, level + high), np.diag((8.3*b.wide, 9.6, high)))
+    bowl = ((s*5.8*b.wide, -.6, level + high), EYE*(8.3*b.wide, 9.6, high))
     return dict(limits=[Limit(n, o.side, 'fluid', bowl)])
 
 # %% ../nbs/05_lesions.ipynb #8af5f591

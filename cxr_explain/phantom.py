@@ -18,7 +18,7 @@ from scipy import ndimage
 from scipy.special import ndtr
 
 from .anatomy import (
-    HEART, MARKER, RIB, SIDE_SIGN, FIRST_OBJECT, build_chest, dome, heart, hull, lung_rays, many_intervals, mediastinum,
+    FIRST_OBJECT, HEART, MARKER, RIB, SIDE_SIGN, build_chest, dome, heart, hull_interval, lung_rays, mediastinum,
     rib_lines, solid_interval, trunk_depth)
 from cxr_explain.cohort import (
     DRAWN, SITES, Obj, Phantom, Site, StudyPlan, draw_course, draw_parts, draw_study, image_id, patient_body,
@@ -28,8 +28,8 @@ from .findings import LABELS, close_upward, label_columns
 from .grammar import OBJECTS, say, write_report
 from .lesions import ADD, Scene, contrast
 from .rays import (
-    MU, View, chain, detect, develop, draw_ellipsoids, draw_tubes, expose, free_length, join, magnify, object_grid,
-    present, project, stack_interval, take, texture)
+    MU, View, among, chain, detect, develop, draw_ellipsoids, draw_tubes, expose, free_length, join, magnify,
+    object_grid, present, project, stack_interval, take, texture)
 
 # %% ../nbs/05_phantom.ipynb #47518398
 def marker_tubes(site:Site) -> object: # Tubes
@@ -91,120 +91,116 @@ def drawn_widths(view:View, chest, grow:float=1.) -> tuple: # heart, thorax: cm 
     left, right = lx*c + ly*sn + np.hypot(la*c, lb*sn), rx*c + ry*sn - np.hypot(ra*c, rb*sn)
     return float(max(high) - min(low)), float(m*(left.max() - right.min()))
 
-# %% ../nbs/05_phantom.ipynb #ee6bfed6
 def cardiothoracic(view:View, chest, grow:float=1.) -> float:
     "The cardiothoracic ratio as drawn."
     a, b = drawn_widths(view, chest, grow)
     return a/b
 
 # %% ../nbs/05_phantom.ipynb #a2024490
-def _takers(s:Scene, side:str, absent:frozenset) -> tuple: # near, far, takers, rows, cols
-    "The lung's interval and what takes its place, for the objects that are present."
+def _takers(s:Scene, side:str, absent:frozenset) -> tuple: # Rays of the normal chest, takers
+    "A lung and what takes its place, for the objects that are present."
     grow = tuple(g for n, g in s.grow.items() if n not in absent)
     widen = tuple(w for n, w in s.widen.items() if n not in absent)
     lift = sum(h for n, (x, h) in s.lift.items() if x == side and n not in absent)
-    base = s.cache.get(('rays', side))
-    if base is None: base = s.cache['rays', side] = lung_rays(s.view, s.chest, side)
-    takers = list(base.takers); rows, cols = base.rows, base.cols
-    interval = lambda solid, **how: solid_interval(s.view, solid, rows, cols, **how)
-    if HEART in absent: takers[:5] = [None]*5
-    elif grow: takers[:5] = many_intervals(s.view, heart(s.chest.body, s.chest.breath, max(grow)), rows, cols)
+    if 'rays' not in s.cache: s.cache['rays'] = lung_rays(s.view, s.chest)
+    base = s.cache['rays'][side]; takers = list(base.takers); interval = functools.partial(solid_interval, s.view)
+    if HEART in absent: takers[0] = hull_interval(s.view, [], base.grid)
+    elif grow: takers[0] = hull_interval(s.view, heart(s.chest.body, s.chest.breath, max(grow)), base.grid)
     if widen:
         *stacks, knob = mediastinum(s.chest.body, max(widen))
-        takers[5], takers[7:11] = interval(knob), [interval(m) for m in stacks]
-    if lift: takers[-1] = interval(dome(s.chest.body, side, s.chest.breath, lift), down=True)
-    return base.near, base.far, [t for t in takers if t is not None], rows, cols
+        takers[1], takers[3:7] = hull_interval(s.view, [knob], base.grid), [interval(m, base.grid) for m in stacks]
+    if lift: takers[-1] = interval(dome(s.chest.body, side, s.chest.breath, lift), base.grid, down=True)
+    return base, takers
 
-# %% ../nbs/05_phantom.ipynb #45858ecc
-def _limit_interval(s, limit, near, far, rows, cols, grow=0.):
+def _limit_interval(s, limit, near, far, grid, grow=0.):
     "The part of a lung's interval that a limit leaves to air."
     if limit.what == 'layer':
         back = far - np.float32(limit.solid[0]) if s.view.name != 'lateral' else far
         return near, np.maximum(back, near)
-    if limit.what == 'fluid': a, b = solid_interval(s.view, limit.solid, rows, cols, up=True)
+    if limit.what == 'fluid': a, b = solid_interval(s.view, limit.solid, grid, up=True)
     else:
-        anchor, scale = limit.solid; at = s.view.axes @ anchor; k = s.view.axes[[0, 2]] @ (scale*s.view.axes[[0, 2]]).T
-        ku, kw, kz = np.float32(k[0, 0]), np.float32(k[1, 1]), np.float32(scale[2])
-        u, z = object_grid(s.view, rows, cols, magnify(s.view, 0.))
-        a, b = stack_interval(s.view, s.chest.lungs[limit.side], (u - at[0])/ku + np.float32(at[0]), (z - at[1])/kz
-                              + np.float32(at[1]), grow)
-        a, b = at[2] + kw*(a - at[2]), at[2] + kw*(b - at[2])
+        anchor, scale = limit.solid; au, az, aw = (s.view.axes @ anchor).tolist()
+        ku, kw = np.diag(s.view.axes[[0, 2]] @ (scale*s.view.axes[[0, 2]]).T).tolist()
+        u, z = object_grid(s.view, magnify(s.view, 0.), grid)
+        a, b = stack_interval(s.view, s.chest.lungs[limit.side], (u - au)/ku + au, (z - az)/float(scale[2]) + az, grow)
+        a, b = aw + kw*(a - aw), aw + kw*(b - aw)
     empty = b <= a
     a, b = np.maximum(a, near), np.minimum(b, far)
-    return np.where(empty, near, a).astype(np.float32), np.where(empty, near, np.maximum(b, a)).astype(np.float32)
+    return np.where(empty, near, a), np.where(empty, near, np.maximum(b, a))
 
-# %% ../nbs/05_phantom.ipynb #53bd67a5
-def lung_depth(s:Scene, side:str, absent:frozenset=frozenset()) -> tuple: # rows, cols, (h,w) optical depth to add
-    "What one lung changes in a body full of soft tissue."
-    near, far, takers, rows, cols = _takers(s, side, absent)
+# %% ../nbs/05_phantom.ipynb #0634b1d0
+def _aerated(s:Scene, side:str, absent:frozenset): # Rays, takers, near, far, air, optical depth without fills; (m,)
+    "The air of one lung and what it takes away; kept, because most objects do not change it."
+    key = ('aerated', side, absent & {HEART, *s.grow, *s.widen, *s.lift, *(x.obj for x in s.limits if x.side == side)})
+    if key in s.cache: return s.cache[key]
+    base, takers = _takers(s, side, absent); near, far, grid = base.near, base.far, base.grid
     air = free_length(near, far, takers); depth = np.zeros_like(air)
-    for limit in sorted((x for x in s.limits if x.side == side and x.obj not in absent), key=lambda x: x.what == 'gas',
-                        reverse=True):
-        a, b = _limit_interval(s, limit, near, far, rows, cols)
-        kept = free_length(a, b, takers); lost = np.maximum(air - kept, 0)
+    limits = [x for x in s.limits if x.side == side and x.obj not in absent]
+    for limit in sorted(limits, key=lambda x: x.what != 'gas'): # gas first
+        a, b = _limit_interval(s, limit, near, far, grid)
+        kept = free_length(a, b, takers)
         if limit.what == 'gas':
             line = max(.13, .55*s.view.pitch)
-            a2, b2 = _limit_interval(s, limit, near, far, rows, cols, grow=line)
-            depth += np.float32(MU.soft*.13/line)*np.maximum(free_length(a2, b2, takers) - kept,
-                                                             0) - np.float32(MU.soft)*lost
+            more = free_length(*_limit_interval(s, limit, near, far, grid, line), takers)
+            depth += np.float32(MU.soft*.13/line)*np.maximum(more - kept, 0)
+            depth -= np.float32(MU.soft)*np.maximum(air - kept, 0)
         near, far, air = a, b, kept
-    tex = s.texture[rows, cols]
-    depth -= np.float32(MU.soft - MU.lung)*air*(1 - np.float32(.05)*tex)
-    fills = [_fill_depth(s, f, near, far, takers, rows, cols) for f in s.fills if f.side == side
-             and f.obj not in absent]
-    if fills: depth += np.minimum(sum(fills), np.float32((MU.soft - MU.lung)*.97)*air)
-    return rows, cols, depth
+    depth -= np.float32(MU.soft - MU.lung)*air*(1 - np.float32(.05)*s.texture.ravel()[base.at])
+    s.cache[key] = base, takers, near, far, air, depth, {}
+    return s.cache[key]
 
-# %% ../nbs/05_phantom.ipynb #55e54f7f
-def _fill_depth(s, f, near, far, takers, rows, cols):
+# %% ../nbs/05_phantom.ipynb #4e7ad350
+def _fill_depth(s, f, base, takers, near, far):
     "Optical depth that a fill adds: its share of the air in its region, with a grain."
-    a, b = solid_interval(s.view, f.solid, rows, cols); hit = b > a
-    out = np.zeros_like(near)
-    if not hit.any(): return out
-    r, c = (np.flatnonzero(hit.any(k)) for k in (1, 0)); w = slice(r[0], r[-1]+1), slice(c[0], c[-1]+1)
-    a, b = np.maximum(a, near)[w], np.minimum(b, far)[w]
-    length = free_length(a, np.maximum(a, b), [(t[0][w], t[1][w]) for t in takers])
-    grain = s.cache.get(('grain', f.stream))
-    if grain is None:
-        grain = s.cache['grain', f.stream] = texture(make_rng(s.plan.patient, 'phantom', 'grain', *f.stream),
-                                                     s.view.px, 1.5)
-    g = np.clip(1 + np.float32(f.grain)*grain[rows, cols][w], 0, 1.8)
-    out[w] = np.float32((MU.soft - MU.lung)*f.share)*length*g*np.float32(1/max(1, 1.8*f.share))
+    a, b = hull_interval(s.view, [f.solid], base.grid); k = np.flatnonzero(b > a); out = np.zeros_like(near)
+    if not len(k): return out
+    a, b = np.maximum(a[k], near[k]), np.minimum(b[k], far[k])
+    length = free_length(a, b, [(t[k], e[k]) for t, e in takers])
+    if ('grain', f.stream) not in s.cache:
+        rng = make_rng(s.plan.patient, 'phantom', 'grain', *f.stream)
+        s.cache['grain', f.stream] = texture(rng, s.view.px, 1.5).ravel()
+    g = np.clip(1 + np.float32(f.grain)*s.cache['grain', f.stream][base.at[k]], 0, 1.8)
+    out[k] = np.float32((MU.soft - MU.lung)*f.share/max(1, 1.8*f.share))*length*g
     return out
 
-# %% ../nbs/05_phantom.ipynb #d47f7b0d
+def lung_depth(s:Scene, side:str, absent:frozenset=frozenset()) -> tuple: # pixels (m,), optical depth to add (m,)
+    "What one lung changes in a body full of soft tissue."
+    base, takers, near, far, air, depth, known = _aerated(s, side, absent)
+    fills = {n: f for n, f in enumerate(s.fills) if f.side == side and f.obj not in absent}
+    for n, f in fills.items():
+        if n not in known: known[n] = _fill_depth(s, f, base, takers, near, far)
+    if fills: depth = depth + np.minimum(sum(known[n] for n in fills), np.float32((MU.soft - MU.lung)*.97)*air)
+    return base.at, depth
+
+# %% ../nbs/05_phantom.ipynb #ad53281c
 def full_depth(s:Scene) -> np.ndarray: # (px,px) float32
     "Optical depth of the whole study."
-    if 'full' not in s.cache:
-        depth = trunk_depth(s.view, s.chest)
-        everything = frozenset()
-        depth += draw_tubes(s.view, present(s.tubes, everything)) + draw_ellipsoids(s.view,
-            present(s.blobs, everything))
-        for side in SIDE_SIGN:
-            rows, cols, d = s.cache[side] = lung_depth(s, side)
-            depth[rows, cols] += d
-        s.cache['full'] = depth
-    return s.cache['full']
+    if 'full' in s.cache: return s.cache['full']
+    depth, all_there = trunk_depth(s.view, s.chest), frozenset()
+    depth += draw_tubes(s.view, present(s.tubes, all_there)) + draw_ellipsoids(s.view, present(s.blobs, all_there))
+    for side in SIDE_SIGN:
+        at, d = s.cache[side] = lung_depth(s, side)
+        depth.ravel()[at] += d
+    s.cache['full'] = depth
+    return depth
 
 def _sides(s, absent): # lungs whose air depends on these objects
     if absent & {HEART, *s.grow, *s.widen}: return set(SIDE_SIGN)
     return {x.side for x in (*s.fills, *s.limits) if x.obj in absent} | {side for n, (side, _) in s.lift.items()
-        if n in absent}
+                                                                         if n in absent}
 
-# %% ../nbs/05_phantom.ipynb #8b3c4f46
 def change_depth(s:Scene, absent:frozenset # numbers of objects
                 ) -> np.ndarray: # (px,px) float32, exactly 0 where nothing changes
     "Optical depth without some objects, minus the whole."
     full_depth(s)
     out = np.zeros((s.view.px,)*2, np.float32)
     for solids, draw in ((s.tubes, draw_tubes), (s.blobs, draw_ellipsoids)):
-        gone = np.isin(solids.obj, [*absent]) & (solids.unless < 0)
-        back = np.isin(solids.unless, [*absent]) & ~np.isin(solids.obj, [*absent])
+        mine = among(solids.obj, absent); gone, back = mine & (solids.unless < 0), among(solids.unless, absent) & ~mine
         if gone.any(): out -= draw(s.view, take(solids, gone))
         if back.any(): out += draw(s.view, take(solids, back))
     for side in _sides(s, absent):
-        rows, cols, whole = s.cache[side]
-        out[rows, cols] += lung_depth(s, side, absent)[2] - whole
+        at, whole = s.cache[side]
+        out.ravel()[at] += lung_depth(s, side, absent)[1] - whole
     return out
 
 # %% ../nbs/05_phantom.ipynb #f48520a4
@@ -213,25 +209,28 @@ CHANGED = .02  # optical depth: 2 % of the light
 def heart_mask(s:Scene, absent:frozenset=frozenset()) -> np.ndarray: # (px,px) bool
     "The silhouette of the heart."
     grow = max((g for n, g in s.grow.items() if n not in absent), default=1.)
-    full = slice(0, s.view.px)
-    near, far = hull([solid_interval(s.view, p, full, full) for p in heart(s.chest.body, s.chest.breath, grow)])
-    return far > near
+    grid = tuple(g.ravel() for g in s.view.grid)
+    near, far = hull_interval(s.view, heart(s.chest.body, s.chest.breath, grow), grid)
+    return (far > near).reshape(s.view.px, s.view.px)
 
 def extent_mask(s:Scene, n:int, delta:np.ndarray, changed:np.ndarray) -> np.ndarray: # (px,px) bool
     "The outline as a reader would draw it."
     kind = s.objects[n].kind
     if kind == 'cardiac enlargement': return heart_mask(s)
     if kind == 'wide mediastinum':
-        full = slice(0, s.view.px); z = s.view.grid[1] + s.view.centre[1]
+        z = s.view.grid[1] + s.view.centre[1]
         solids = mediastinum(s.chest.body, s.widen[n])
-        wide = functools.reduce(np.logical_or, (f > e for e, f in (solid_interval(s.view, m, full, full)
-                                                                   for m in (*solids[:3], solids[4]))))
+        each = (solid_interval(s.view, m) for m in (*solids[:3], solids[4]))
+        wide = functools.reduce(np.logical_or, (far > near for near, far in each))
         return wide & (z > 0) & (z < 9*s.chest.body.tall)
     if kind == 'rib fracture': return ndimage.binary_dilation(changed) & near_break(s, s.objects[n])
     if s.objects[n].label == 'Support Devices': return ndimage.binary_dilation(changed)
     if s.objects[n].label == 'Atelectasis': return fill_mask(s, n) # the band itself, not the dome it pulls up
-    soft = np.abs(delta) > max(CHANGED, .2*np.abs(delta).max())
-    return main_parts(ndimage.binary_closing(soft) | soft, max(1, round(.3/s.view.pitch)))
+    soft = np.abs(delta) > max(CHANGED, .2*np.abs(delta).max()); box = box_of(soft)
+    if box is None: return soft
+    x0, y0, x1, y1 = box; w = np.s_[max(y0 - 3, 0):y1 + 3, max(x0 - 3, 0):x1 + 3]; out = np.zeros_like(soft)
+    out[w] = main_parts(ndimage.binary_closing(soft[w]) | soft[w], max(1, round(.3/s.view.pitch)))
+    return out
 
 # %% ../nbs/05_phantom.ipynb #b564aaf2
 def fill_mask(s:Scene, n:int) -> np.ndarray: # (px,px) bool
@@ -239,8 +238,8 @@ def fill_mask(s:Scene, n:int) -> np.ndarray: # (px,px) bool
     out = np.zeros((s.view.px,)*2, bool)
     for f in s.fills:
         if f.obj != n: continue
-        near, far, _, rows, cols = _takers(s, f.side, frozenset()); a, b = solid_interval(s.view, f.solid, rows, cols)
-        out[rows, cols] |= (b > a) & (far > near)
+        rays = _aerated(s, f.side, frozenset())[0]; a, b = hull_interval(s.view, [f.solid], rays.grid)
+        out.ravel()[rays.at] |= b > a
     return out
 
 def near_break(s:Scene, o:Obj, radius:float=2.2) -> np.ndarray: # (px,px) bool
@@ -252,6 +251,7 @@ def near_break(s:Scene, o:Obj, radius:float=2.2) -> np.ndarray: # (px,px) bool
 
 def main_parts(mask:np.ndarray, width:int) -> np.ndarray: # bool
     "The large connected parts of a mask, without threads thinner than a width in px."
+    if not mask.any(): return mask
     opened = ndimage.binary_opening(mask, iterations=width)
     label, n = ndimage.label(opened if opened.any() else mask)
     size = np.bincount(label.ravel()); size[0] = 0
@@ -288,7 +288,6 @@ def noise_level(s:Scene, shot) -> np.ndarray: # (px,px) standard deviation of th
     primary = np.exp(-full_depth(s)); light = primary + shot.scatter
     return np.sqrt(light/np.float32(s.detector.photons*s.view.pitch**2))/np.maximum(primary, 1e-6)
 
-# %% ../nbs/05_phantom.ipynb #8a40308e
 def study_facts(s:Scene, shot) -> tuple: # facts, masks, extents
     "What is in the picture, where, and how well it can be seen."
     sd = noise_level(s, shot); facts, masks, extents = [], [], []
@@ -336,7 +335,6 @@ def seen_chance(visibility):
     "Chance that the reader notices something of this visibility."
     return ndtr(np.log(np.maximum(visibility, 1e-6)/READER_AT)/READER_SLOPE)
 
-# %% ../nbs/05_phantom.ipynb #c2b1c4b8
 def study_row(ph:Phantom, plan:StudyPlan, facts:list) -> dict:
     "The manifest columns of a study."
     visible = np.zeros(14, np.int8)
@@ -369,7 +367,6 @@ def _merge(seen): # the same object on both sides is one bilateral statement
             yield same[0] | dict(side='bilateral', zone=zones.pop() if len(zones) == 1 else None)
         else: yield from same
 
-# %% ../nbs/05_phantom.ipynb #ef88816d
 def read_facts(ph:Phantom, plan:StudyPlan, facts:list, rng:np.random.Generator) -> list: # of `Statement`
     "What the reader reports: sees by visibility, hedges the faint, says pneumonia in an infection."
     chance, sure = rng.random((2, len(facts) + 1))
