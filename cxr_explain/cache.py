@@ -129,13 +129,16 @@ def build_cache(folder:Path,       # gets `pixels/` and `masks/`
                 px:int,            # side of an image
                 make_key:str='',   # what else decides the images, such as a phantom's dials
                 workers:int=1,     # processes
-                shard:int|None=None # images a shard; None: 256, or 1,024 for a set above 50,000
+                shard:int|None=None, # images a shard; None: 256, or 1,024 for a set above 50,000
+                only:tuple|None=None # (k, n): make every n-th shard from the k-th on, and no index
                ) -> tuple[list[dict], int]: # the shards' records, in order; number of images made now
     "Make, or complete, the cache of all items."
     shard = shard or (256 if len(items) <= 50_000 else 1024)
     code, cut = _code_of(make), [items[a:a + shard] for a in range(0, len(items), shard)]
     tasks = [Task(Path(folder), k, part, make, px, _key(part, px, make_key, code)) for k, part in enumerate(cut)]
-    made = sum(run_tasks(write_shard, [t for t in tasks if not _finished(t)], workers))
+    own = tasks[only[0]::only[1]] if only else tasks
+    made = sum(run_tasks(write_shard, [t for t in own if not _finished(t)], workers))
+    if only: return [], made
     records = [json.loads(t.record().read_text(encoding='utf-8')) for t in tasks]
     _index(folder, 'pixels', tasks, records, [i for r in records for i in r['ids']], shape=[px, px])
     masked = [i for r in records for i in r['masked']]

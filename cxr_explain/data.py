@@ -5,7 +5,7 @@ __all__ = ['MANIFEST_COLUMNS', 'NEVER_EMPTY', 'UNCERTAIN', 'BLANK', 'SHARES', 'S
            'validate', 'label_array', 'annotated', 'label_counts', 'train_targets', 'eval_targets', 'select_views',
            'hash_unit', 'hash_part', 'assign_parts', 'draw_folds', 'prevalence', 'prevalence_table', 'phantom_sample',
            'file_sample', 'Plan', 'plan_phantom', 'left_out', 'plan_disk', 'cross_folds', 'fact_table', 'BrokenImages',
-           'part_lists', 'make_plan', 'build', 'load_part']
+           'part_lists', 'make_plan', 'prepare', 'build', 'load_part']
 
 # %% ../nbs/09_data.ipynb #644a8d64
 import functools
@@ -344,6 +344,11 @@ def make_plan(run:Run) -> Plan:
     if run.profile.source == 'phantom': return plan_phantom(run.profile)
     if run.data_dir: return plan_disk(run.data_dir)
     raise ValueError(f'profile {run.profile.name} reads data sets; give data_dir, the folder that holds them')
+
+def prepare(run:Run, k:int, n:int): # machine k of n
+    "Make every n-th shard of the run's cache, for many machines with one disk; `build` then does the rest."
+    p, plan = run.profile, make_plan(run)
+    build_cache(run.dir, plan.items, plan.make, p.px, plan.key, p.workers, only=(k, n))
 
 def build(run:Run) -> tuple[pd.DataFrame, dict, dict]: # manifest; leaks by kind (all 0); counts of what was let pass
     "Make and save the run's manifest, facts, pixels and masks. Raises `LeakError`, `ManifestError`, `BrokenImages`."

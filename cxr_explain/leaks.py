@@ -244,7 +244,7 @@ def near_copies(prints:Fingerprints,
     close = close[group[close[:, 0]] != group[close[:, 1]]]
     alike = close[rough_likeness(prints.prints, rows[close]) >= ROUGH]
     same = alike[fine_likeness(prints.pixels, rows[alike]) >= FINE]
-    return same, dict(close_hashes=len(close), alike_thumbnails=len(alike), near_copies=len(same))
+    return same, dict(close_hashes=len(close), close_thumbnails=len(alike), near_copies=len(same))
 
 # %% ../nbs/08_leaks.ipynb #bdd011d1
 def find_leaks(manifest:pd.DataFrame,
@@ -255,9 +255,10 @@ def find_leaks(manifest:pd.DataFrame,
     found, passed = {k: crossing(manifest[c], manifest) for k, c in NAMES.items()}, {}
     if prints is not None:
         found['pixels'] = crossing(prints.exact[manifest.row], manifest)
-        pairs, passed = near_copies(prints, manifest.row.to_numpy(), manifest.part, radius)
+        pairs, passed = near_copies(prints, manifest.row.to_numpy(), manifest.patient_id, radius)
         a, b = manifest.image_id.to_numpy()[pairs.T]
-        found['near_image'] = pd.DataFrame(dict(a=a, b=b))
+        across = np.not_equal(*manifest.part.to_numpy()[pairs.T])
+        found['near_image'] = pd.DataFrame(dict(a=a, b=b))[across]
     shared = shared_reports(manifest)
     found['report'], passed['repeated_reports'] = shared[shared.leak], int((~shared.leak).sum())
     return found, passed

@@ -104,14 +104,15 @@ def test_all_leaks_are_told_at_once_and_kept_in_the_error():
     imgs = films(6)
     imgs[1] = imgs[0]
     with pytest.raises(LeakError) as e: check_leaks(frame(6, patient_id=list('aabcde')), fingerprint(imgs))
-    assert set(e.value.leaks.kind) == {'patient', 'pixels', 'near_image'}
+    assert set(e.value.leaks.kind) == {'patient', 'pixels'}
     assert 'give all images of the patient one part' in str(e.value)
 
 
 def test_copies_inside_one_part_pass():
     imgs = films(6)
     imgs[2] = imgs[0]
-    assert not any(check_leaks(frame(6), fingerprint(imgs))[0].values())
+    leaks, passed = check_leaks(frame(6), fingerprint(imgs))
+    assert not any(leaks.values()) and passed['near_copies'] == 1
 
 
 def test_external_is_a_part_like_any_other():
