@@ -35,7 +35,7 @@ def find_notebooks(appendix:bool=False # the appendix, too
     nbs = find_root()/'nbs'
     return sorted(nbs.glob('[0-9][0-9]_*.ipynb')) + (sorted((nbs/'appendix').glob('A*.ipynb')) if appendix else [])
 
-def chapter_name(notebook:Path) -> str: # such as 'data' for 09_data.ipynb
+def chapter_name(notebook:Path) -> str: # such as 'data' for 16_data.ipynb
     "The name of a notebook's chapter, which is also that of its module."
     return Path(notebook).stem.split('_', 1)[-1]
 

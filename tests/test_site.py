@@ -179,7 +179,7 @@ def measure(built, tmp_path, page, width, script=''):
 
 @needs_browser
 @pytest.mark.parametrize('width', [390, 1280])
-@pytest.mark.parametrize('page', ['index.html', 'introduction.html', '02_findings.html'])
+@pytest.mark.parametrize('page', ['index.html', 'introduction.html', '03_findings.html'])
 def test_page_fits(built, tmp_path, page, width):
     (overflow, _, _, resources), errors = measure(built, tmp_path, page, width)
     assert overflow <= 0 and errors == []
