@@ -274,9 +274,10 @@ def reproduce(profile:str='phantom',   # name of a profile
     check_data(p, data_dir)
     data_dir = str(Path(data_dir).absolute()) if data_dir else ''
     parameters = dict(profile=profile, run_name=run_name, data_dir=data_dir, seed=seed)
+    chosen = select(find_notebooks(appendix), start, only)
     def fresh(notebook): return not force and is_fresh(chapter_name(notebook), p, folder, data_dir)
     with locked(folder), environment(**kernel_environment(p.threads, folder)):
-        _run_all(select(find_notebooks(appendix), start, only), fresh, folder, parameters, out)
+        _run_all(chosen, fresh, folder, parameters, out)
     return folder
 
 # %% ../nbs/01_runner.ipynb #cfe515a2
