@@ -372,6 +372,7 @@ _FORMS = {'arXiv number': (r'arxiv\.org/abs/([^)\s>\]]+)', r'\d{4}\.\d{4,5}(v\d+
 
 def _target(page:Path, link:str) -> bool: # whether a relative link leads somewhere
     path = page.parent/link.split('#')[0]
+    if link.startswith('figures/'): path = find_root()/link  # the site puts the checkout's figures beside its pages
     others = [path.with_suffix(s) for s in ('.ipynb', '.qmd')] if path.suffix == '.html' else []
     return any(p.exists() for p in (path, *others))
 
