@@ -160,6 +160,8 @@ def _nih_paths(root, images): # where each image lies, or 'images/<name>' if it 
 
 def _nih_parts(root, images):
     lists = dict(train='train_val_list.txt', test='test_list.txt')
+    absent = [f for f in lists.values() if not (root/f).is_file()]
+    if len(absent) == 1: raise AdapterError(f'{root/absent[0]} is missing, its pair is there; fetch it with the set')
     part = {name.strip(): part for part, f in lists.items() if (root/f).is_file()
             for name in (root/f).read_text().split()}
     return images.map(part)

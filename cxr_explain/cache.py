@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor
@@ -114,7 +115,7 @@ def _index(folder, kind, tasks, records, ids, **more): # write index.json and id
     with atomic_path(root/'index.json') as tmp: tmp.write_text(json.dumps(index, indent=1) + '\n', encoding='utf-8')
     known = {'index.json', 'ids.txt', *(t.file(kind).name for t in tasks), *(t.record().name for t in tasks)}
     for f in root.iterdir():
-        if f.name not in known: f.unlink()
+        if re.fullmatch(r'\d{5}\.(npy|json)', f.name) and f.name not in known: f.unlink()
 
 # %% ../nbs/15_cache.ipynb #5438521a
 def _code_of(make): # hashes of the modules behind `make` and this one

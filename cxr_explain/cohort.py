@@ -185,7 +185,10 @@ def plan_opacity(rng, body, side, kind):
     low, high = {'nodule': (-6, 10), 'mass': (-5, 8)}.get(kind, (-6.5, 6))
     p = _spot(rng, body, side, low, high, .75)
     size = {'nodule': rng.uniform(.4, 1.4), 'mass': rng.uniform(1.6, 3.2)}.get(kind, rng.uniform(2.2, 4.4))
-    return dict(at=tuple(p), size=float(size), zone=zone_of(p[2]), shape=tuple(rng.uniform(.75, 1.3, 3)))
+    found = dict(at=tuple(p), size=float(size), zone=zone_of(p[2]), shape=tuple(rng.uniform(.75, 1.3, 3)))
+    if kind in ('nodule', 'mass'): # how bad a lump is said to be is how big it is
+        found['severity'] = float(np.clip(size - .4 if kind == 'nodule' else (size - 1.6)/1.6, .02, .98))
+    return found
 
 # %% ../nbs/07_cohort.ipynb #3372d342
 def plan_object(rng:np.random.Generator, body, label:str, plan:dict # view, supine, causes

@@ -130,8 +130,9 @@ def _imports(source:str) -> set[str]: # names of modules of this package
     found = set()
     for node in ast.walk(ast.parse(source)):
         names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [f'cxr_explain.{n}' for n in names] if node.module == 'cxr_explain' else [node.module or '']
+        if isinstance(node, ast.ImportFrom): # `from .x import y` is how nbdev writes exported imports
+            base = '.'.join(filter(None, ('cxr_explain'*bool(node.level), node.module)))
+            names = [f'cxr_explain.{n}' for n in names] if base == 'cxr_explain' else [base]
         found |= {n.split('.')[1] for n in names if n.startswith('cxr_explain.')}
     return found
 

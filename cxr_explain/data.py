@@ -19,7 +19,7 @@ import pandas as pd
 
 from .cache import Cache, ChestDataset, Sample, build_cache, prior_rows
 from .config import Run, make_rng
-from .findings import LABELS, close_upward, label_columns
+from .findings import LABELS, ancestors, close_upward, label_columns
 from .leaks import check_leaks, check_parts, fingerprint
 from .rows import PARTS, ROW_COLUMNS, VIEWS, as_facts, as_rows
 
@@ -87,6 +87,11 @@ def label_counts(manifest:pd.DataFrame) -> pd.DataFrame: # one row a label
 # %% ../nbs/16_data.ipynb #898bb25e
 UNCERTAIN, BLANK = ('zeros', 'ones', 'ignore', 'soft'), ('negative', 'ignore')
 
+def _hedge_upward(y): # a parent that nothing is said of is uncertain where a child is
+    pairs = [(LABELS.index(child), LABELS.index(parent)) for child in LABELS for parent in ancestors(child)]
+    for child, parent in pairs: y[(y[:, child] == -1) & np.isnan(y[:, parent]), parent] = -1
+    return y
+
 def train_targets(manifest:pd.DataFrame,
                   uncertain:str='ignore', # one of `UNCERTAIN`: what -1 becomes
                   blank:str='negative',   # one of `BLANK`: what silence becomes
@@ -97,7 +102,7 @@ def train_targets(manifest:pd.DataFrame,
     if blank not in BLANK: raise ValueError(f'blank={blank!r}; choose one of {BLANK}')
     y = label_array(manifest)
     if uncertain == 'ones': y[y == -1] = 1
-    y = close_upward(y)
+    y = _hedge_upward(close_upward(y))
     unsure, silent = y == -1, np.isnan(y)
     known = annotated(manifest) & ~(unsure & (uncertain == 'ignore')) & ~(silent & (blank == 'ignore'))
     y = np.where(unsure, soft if uncertain == 'soft' else 0, np.where(silent, 0, y))

@@ -107,7 +107,7 @@ def sniff(path:str|Path # of a file
     if head.startswith(b'\x89PNG\r\n\x1a\n'): return 'png'
     if head.startswith(b'\xff\xd8\xff'): return 'jpeg'
     if head[128:] == b'DICM' or re.match(rb'[\x02\x08]\0[\0\x05\x08]\0', head): return 'dicom'  # also without preamble
-    raise UnknownFormat(f'{path}: starts with {head[:12]!r}; expected DICOM, PNG or JPEG, so fetch or convert it')
+    raise UnknownFormat(f'{path}: by its first bytes neither DICOM nor PNG nor JPEG; fetch or convert it')
 
 @contextmanager
 def _typed(path):

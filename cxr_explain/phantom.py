@@ -73,7 +73,8 @@ def add_object(ph, s, n, o):
     rng = make_rng(ph.seed, 'phantom', 'shape', *o.key)
     k = .4 + .6*contrast(ph)
     if o.kind == 'cardiac enlargement':
-        s.grow[n] = (.505 + (.01 + .12*o.severity)*k)/cardiothoracic(s.view, s.chest); return
+        front = study_view(ph, s.plan, make_rng(ph.seed, 'phantom', 'study', s.plan.i))[0]
+        s.grow[n] = max(1.03, (.505 + (.01 + .12*o.severity)*k)/cardiothoracic(front, s.chest)); return
     if o.kind == 'wide mediastinum': s.widen[n] = (.5 + 1.5*o.severity)*k; return
     if o.kind not in ADD: raise ValueError(f'unknown kind of object {o.kind!r}; known: {", ".join(ADD)}')
     for name, value in ADD[o.kind](o, n, s.chest, rng, ph).items():
@@ -375,7 +376,7 @@ def read_facts(ph:Phantom, plan:StudyPlan, facts:list, rng:np.random.Generator) 
         if u >= seen_chance(f['visibility'])*(1 - blind): continue
         hedged = v < (.65 if f['visibility'] < HEDGE_AT else .08)
         obj = f['object']
-        if obj == 'pneumonia' and 'infection' not in plan.causes: obj = 'lobar consolidation'
+        if ph.correlated and obj == 'pneumonia' and 'infection' not in plan.causes: obj = 'lobar consolidation'
         seen.append(f | dict(object=obj, certainty='hedged' if hedged or (obj == 'pneumonia' and v < .4) else 'sure'))
     for f in _merge(seen):
         certainty = 'sure' if f['label'] == 'Support Devices' else f['certainty']

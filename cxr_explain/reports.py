@@ -41,12 +41,14 @@ ORGANS = ('lungs?(?: and (?:pleura|airways))?|airways?(?: and lungs)?|heart(?: a
           'soft tissues|chest wall|upper abdomen|'
           '(?:lines|tubes)(?:(?:, | and |/)(?:lines|tubes|devices))*|support devices|devices')
 _NAMES = '|'.join(HEADERS.values())
+_VERBS = ('OF|ARE|IS|IN|WITH|FROM|ABOVE|CONSISTENT|COMPATIBLE|SUGGEST\\w*|CONCERNING|WAS|WERE|MAY|MIGHT|COULD|HAVE|HAS|'
+          'MOST|LIKELY|REPRESENT\\w*|REFLECT\\w*|DISCUSSED|UNCHANGED|MADE') # so a word in capitals is no header
 HEADER = re.compile(
     rf'^[ \t]*(?P<organ>{ORGANS})[ \t]*:'
     rf'|(?:^[ \t]*|(?<=[\s.;]))(?P<colon>{_NAMES})[ \t]*:'
     rf'|^[ \t]*(?P<line>{_NAMES})[ \t]*[.-]?[ \t\r]*$'
     r'|(?-i:(?:^[ \t]*|(?<=[\s.;]))(?P<caps>INDICATION|COMPARISON|TECHNIQUE|FINDINGS|IMPRESSION|CONCLUSION|'
-    r'ADDENDUM)[ \t]+(?!(?:OF|ARE|IS|IN|WITH|CONSISTENT|SUGGEST\w*|ABOVE|FROM)\b)(?=[A-Z0-9(]))'
+    rf'ADDENDUM)[ \t]+(?!(?:{_VERBS})\b)(?=[A-Z0-9(]))'
     r'|(?-i:^[ \t]*(?P<unknown>[A-Z][A-Z0-9 /&()-]{2,40}?)[ \t]*:)', re.I | re.M)
 
 def _section_of(m:re.Match) -> tuple[str, int]: # section, and where its text starts
@@ -286,7 +288,7 @@ CUES = {
         (is|are|remains?) (difficult|hard) to (exclude|rule out), not _excluded,
         (is|are|remains?)( also)? (a |an )?_(possible|possibility|consideration|suspected|queried|question(ed|able)
         |equivocal|uncertain|unclear|doubtful|conceivable),
-        (may|might|could) (also )?be (present|considered|contributing|responsible),
+        if _(any|present), (may|might|could) (also )?be (present|considered|contributing|responsible),
         (should|to) be (considered|excluded|ruled out),
         (not|poorly|incompletely) ((well|adequately|fully|optimally) )?(evaluated|assessed|well[- ]seen),
         not (well|clearly|adequately) (seen|visuali[sz]ed),
@@ -294,7 +296,7 @@ CUES = {
     'unc': 'in the (appropriate|proper|right|correct) clinical _(setting|context)?, if clinically _suspected',
     'cannot': """(can|could|do|does|did|would) ?not __(exclude|rule out), rule[- ]?out, r/o, to exclude,
         not excluding, without excluding, (difficult|hard|unable|impossible|not possible) to _(exclude|rule out),
-        possibility of, cannot, exclusion of, obscur(e|es|ed|ing|ation of)(?! by), questionable,
+        possibility of, cannot(?! be), exclusion of, obscur(e|es|ed|ing|ation of)(?! by), questionable,
         question( of| for)?, correlat* __(for|with), clinical concern for, (evaluat|assess)* for"""}
 
 # %% ../nbs/11_reports.ipynb #c3acf3a7
@@ -302,14 +304,16 @@ CUES |= {
     'neg_after': """
         (is |are |was |were |has |have )?(not|no longer) _<seen>(?! (previously|before|on the (lateral|frontal|prior
         |previous))), (can|could)( ?not| not) be _<seen>, with interval resolution,
-        (has|have|had|is|are|now) _(resolved|cleared), (is|are) _(absent|gone|excluded|unlikely),
+        (has|have|had|is|are|now) _(resolved|cleared), (is|are) _(absent|gone|excluded),
+        (is|are) (felt to be )?unlikely(?! to),
         ((is|are|was|(has|have) been) )?ruled out,
         (has|have|had|was|were|is|are) (now |been |since ){0,3}(removed|withdrawn|explanted|taken out)""",
     'neg': 'absent, (less |un)likely, (interval )?(resolved|cleared|removed)',
     'neg_before': """no, non, none, nor, neither, without, (absence|lack) of, lacks?, devoid of, negative for,
         free (of|from), clear of, rather than, (do|does|did|is|are|was|were|has|have|had) not, not, den(ies|ied),
         removal of, (fails?|failed) to, exclud(es|ing),
-        (interval |complete |near complete )?(resolution|clearing) of, low suspicion (for|of)""",
+        (interval |complete |near complete )?(resolution|clearing) of, low (suspicion|probability|likelihood) (for|of),
+        unlikely to""",
     'unc_before': """may, might, could, possibl[ey], perhaps, potential*, suspicio*, suspect*, concern*, worrisome,
         equivocal*, uncertain, unclear, doubtful, plausibl*, query, quer(ied|ying), tentative*, indeterminate,
         differential*, consider(ed|ation*)?, suggestion of, conceivabl*, would be, can be seen""",
@@ -324,7 +328,8 @@ CUES |= {
         |new)\\b)"""}
 
 _LIST_END = (r',(?= (?:the|there|mild\w*|stable|unchanged|possibl[ey]|probabl[ey]|likely|small|minimal|moderate|new|'
-             r'with)\b(?!.*\b(?:or|nor)\b))')
+             r'with|left|right|bilateral|bibasilar|patchy|\w+ (?:is|are) (?:present|seen|noted))\b'
+             r'(?!.*\b(?:or|nor)\b))')
 CUE = re.compile(r'(?<![\w-])(?=[a-z])(?:' + '|'.join(f'(?P<{k}>{words(v)})' for k, v in CUES.items()) + r')(?!\w)'
                  rf'|(?P<semicolon>;| - |{_LIST_END})|(?P<mark>\?)'
                  r'|(?P<colon>: ?(?:no|none|absent|negative|nil)(?=[.,;]|$))')

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'find_root', 'find_notebooks', 'chapter_name', 'read_json', 'write_json', 'select', 'environment',
            'kernel_environment', 'locked', 'clock', 'time_left', 'Progress', 'ChapterError', 'run_chapter',
-           'check_data', 'reproduce', 'find_run', 'make_parser', 'main']
+           'is_complete', 'check_data', 'reproduce', 'find_run', 'make_parser', 'main']
 
 # %% ../nbs/01_runner.ipynb #ea909fd8
 import argparse
@@ -220,6 +220,12 @@ def run_chapter(notebook:Path,
         raise ChapterError(where) from None
 
 # %% ../nbs/01_runner.ipynb #656cdabd
+def is_complete(executed:Path) -> bool: # an executed notebook
+    "Whether papermill wrote it to its end; a kill after a chapter's last cell leaves one that is not."
+    try: facts = read_json(executed)['metadata']['papermill']
+    except (OSError, ValueError, KeyError): return False
+    return bool(facts.get('end_time')) and not facts.get('exception')
+
 def check_data(profile:Profile, data_dir:str):
     "Raises `ValueError` when a profile that reads data sets from disk is not told where, or the folder is not there."
     if profile.source == 'disk' and not data_dir:
@@ -275,7 +281,9 @@ def reproduce(profile:str='phantom',   # name of a profile
     data_dir = str(Path(data_dir).absolute()) if data_dir else ''
     parameters = dict(profile=profile, run_name=run_name, data_dir=data_dir, seed=seed)
     chosen = select(find_notebooks(appendix), start, only)
-    def fresh(notebook): return not force and is_fresh(chapter_name(notebook), p, folder, data_dir)
+    def fresh(notebook):
+        whole = is_complete(folder/'notebooks'/notebook.name)
+        return not force and whole and is_fresh(chapter_name(notebook), p, folder, data_dir)
     with locked(folder), environment(**kernel_environment(p.threads, folder)):
         _run_all(chosen, fresh, folder, parameters, out)
     return folder

@@ -333,3 +333,11 @@ def test_schema_names_the_column_of_every_type_error():
     validate(frame)
     for name, value in dict(age='old', row='0', annotated_edema='yes', truth_edema=-1.0, fold=7).items():
         with pytest.raises(ManifestError, match=name): validate(frame.assign(**{name: value}))
+
+
+def test_a_parent_is_uncertain_where_only_its_child_is():
+    frame = pd.DataFrame(np.full((1, 14), np.nan, np.float32), columns=label_columns('label')).join(
+        pd.DataFrame(np.ones((1, 14), bool), columns=label_columns('annotated')))
+    frame['label_pneumonia'] = np.float32(-1)
+    known = dict(zip(LABELS, eval_targets(frame)[1][0]))
+    assert not known['Pneumonia'] and not known['Consolidation'] and not known['Lung Opacity'] and known['Edema']
