@@ -181,9 +181,9 @@ def _number(cell): return int(float(cell)) if cell else None
 
 def test_chexpert_samples():
     "The four sample reports of chexpert-labeler (MIT), kept out of this repository."
-    root = os.environ.get('CXR_DATA')
+    root = os.environ.get('CXR_EXPLAIN_DATA')
     path = Path(root or '.')/'openi'/'chexpert_labeler'/'labeled_reports.csv'
-    if not root or not path.is_file(): pytest.skip(f'chexpert-labeler samples not found: set CXR_DATA to the data folder ({path})')
+    if not root or not path.is_file(): pytest.skip(f'chexpert-labeler samples not found: set CXR_EXPLAIN_DATA to the data folder ({path})')
     with open(path, encoding='utf-8', newline='') as file: rows = list(csv.DictReader(file))
     assert len(rows) == 4
     for row in rows: assert label_report(row['Reports']) == {label: _number(row[label]) for label in LABELS}
