@@ -1,0 +1,116 @@
+"The training loop across processes: a real SIGKILL, any number of readers, a launcher that starts too few."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cxr_explain.train import Recipe, TrainingError, batch_order, fit, masked_bce
+
+SCRIPT = '''
+import sys, time, torch
+from cxr_explain.train import Recipe, fit, masked_bce
+
+class Points:
+    x = torch.linspace(-1, 1, 400).sin().reshape(100, 4)
+    def __len__(self): return len(self.x)
+    def batch(self, index, epoch):
+        time.sleep(float(sys.argv[2]))
+        x = self.x[index]
+        return dict(x=x, y=(x > 0).float(), known=x > -2)
+
+def loss(model, batch): return masked_bce(model(batch['x']), batch['y'], batch['known'])
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(.2), torch.nn.Linear(16, 4))
+found = fit(model, Points(), loss, Recipe(epochs=6, batch=8, save_s=0, ema=.9), sys.argv[1])
+print(found.resumed)
+'''
+
+
+class Points:
+    x = torch.linspace(-1, 1, 400).sin().reshape(100, 4)
+    def __len__(self): return len(self.x)
+    def batch(self, index, epoch):
+        x = self.x[index]
+        return dict(x=x, y=(x > 0).float(), known=x > -2)
+
+
+def loss(model, batch): return masked_bce(model(batch['x']), batch['y'], batch['known'])
+
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Linear(4, 4)
+
+
+def start(tmp_path, folder, pause):
+    script = tmp_path/'script.py'
+    script.write_text(SCRIPT)
+    return subprocess.Popen([sys.executable, script, folder, str(pause)], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.is_file():
+        assert process.poll() is None and time.monotonic() < end, 'no checkpoint was written'
+        time.sleep(.02)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL')
+def test_a_training_killed_in_an_epoch_ends_with_the_same_bytes(tmp_path):
+    through, killed = tmp_path/'through', tmp_path/'killed'
+    assert start(tmp_path, through, 0).wait() == 0
+    process = start(tmp_path, killed, .1)
+    wait_for(killed/'checkpoint.safetensors', process)
+    time.sleep(.75)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = start(tmp_path, killed, 0)
+    resumed = int(again.communicate()[0])
+    assert again.returncode == 0
+    assert 0 < resumed < 72 and resumed % 12, f'step {resumed}: the kill should come inside an epoch'
+    assert (through/'checkpoint.safetensors').read_bytes() == (killed/'checkpoint.safetensors').read_bytes()
+
+
+def test_readers_change_nothing(tmp_path):
+    a, b = net(), net()
+    fit(a, Points(), loss, Recipe(epochs=2))
+    fit(b, Points(), loss, Recipe(epochs=2, workers=2))
+    assert torch.equal(a.weight, b.weight)
+
+
+def test_a_launcher_that_starts_too_few_processes_is_an_error(monkeypatch):
+    code = 'import torch\nfrom cxr_explain.train import _accelerator\n_accelerator("no")'
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(WORLD_SIZE='2', ACCELERATE_USE_CPU='true'),
+                          capture_output=True, text=True)
+    assert done.returncode, 'two processes were asked for and one came up'
+
+
+def test_every_image_counts_once_an_epoch():
+    order = batch_order(96, Recipe(batch=32, accumulate=2), 5)
+    assert sorted(np.concatenate([i for step in order for i in step]).tolist()) == list(range(96))
+    assert len(batch_order(10, Recipe(batch=32), 0)) == 1
+
+
+def test_a_part_cut_checkpoint_is_not_the_truth(tmp_path):
+    fit(net(), Points(), loss, Recipe(epochs=1, save_s=0), tmp_path)
+    path = tmp_path/'checkpoint.safetensors'
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(TrainingError, match='checkpoint.safetensors'):
+        fit(net(), Points(), loss, Recipe(epochs=1, save_s=0), tmp_path)
+
+
+def test_batch_norm_and_integers_come_back(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 4))
+    fit(make(), Points(), loss, Recipe(epochs=2, ema=.5, save_s=0), tmp_path)
+    kept = load_file(tmp_path/'checkpoint.safetensors')
+    assert kept['best/1.num_batches_tracked'].dtype == torch.int64
