@@ -87,8 +87,9 @@ def draw_jitters(n:int, seed:int, epoch:int, # images of the part
 GRAIN = 256  # the noise of an image is cut out of one fixed sheet at one of 256 x 256 places
 
 @functools.lru_cache(maxsize=4)
-def _sheet(px, device):
-    return torch.from_numpy(make_rng(0, 'sheet').standard_normal((px + GRAIN,)*2, dtype=np.float32)).to(device)
+def _cuts(px, device): # (GRAIN+1,GRAIN+1,px,px) view: all cuts of one fixed sheet of white noise
+    sheet = make_rng(0, 'sheet').standard_normal((px + GRAIN,)*2, dtype=np.float32)
+    return torch.from_numpy(sheet).to(device).unfold(0, px, 1).unfold(1, px, 1)
 
 # %% ../nbs/20_train.ipynb #f6df661b
 def apply_jitters(xb:torch.Tensor, # (B,1,H,W) float in [0,1]
@@ -98,9 +99,9 @@ def apply_jitters(xb:torch.Tensor, # (B,1,H,W) float in [0,1]
     grid = F.affine_grid(change['theta'], xb.shape, align_corners=False)
     moved = F.grid_sample(xb, grid, align_corners=False)
     gain, gamma, noise = (change[k][:, None, None, None] for k in ('gain', 'gamma', 'noise'))
-    y, x = change['grain'].T[..., None] + torch.arange(xb.shape[-1], device=xb.device)
-    grain = _sheet(xb.shape[-1], xb.device)[y[:, :, None], x[:, None, :]][:, None]
-    return (gain*moved**gamma + noise*grain*(moved > 0)).clamp(0, 1)
+    y, x = change['grain'].T
+    grain = _cuts(xb.shape[-1], xb.device)[y, x][:, None]
+    return moved.pow(gamma).mul_(gain).addcmul_(noise*grain, (moved > 0).float()).clamp_(0, 1)
 
 # %% ../nbs/20_train.ipynb #3113a1bb
 class ImageBatches:
@@ -127,9 +128,9 @@ class ImageBatches:
 # %% ../nbs/20_train.ipynb #791b6c0c
 def as_input(batch:dict) -> torch.Tensor: # (B,1,H,W) float32, about -2 to 2
     "What a network sees of a batch: floats, jittered if the batch brings changes, centred."
-    xb = batch['image'].float()/255
+    xb = batch['image'].float().mul_(1/255)
     if 'theta' in batch: xb = apply_jitters(xb, batch)
-    return ((xb - 0.5)/0.25).contiguous(memory_format=torch.channels_last)
+    return xb.sub_(0.5).mul_(4).contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/20_train.ipynb #b74a14f2
 class _Steps(torch.utils.data.Dataset): # one item a step: its micro-batches
