@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['score_targets', 'known_targets', 'frontal_rows', 'fit_decisions', 'save_predictions', 'Predictions',
            'load_predictions', 'prevalence_logits', 'demographic_features', 'thumbnail_features', 'select_score',
-           'probe_logits', 'reader_logits', 'detectability', 'ideal_of', 'ideal_estimate', 'score_predictions',
-           'gap_closed', 'baseline_logits', 'main']
+           'logistic', 'probe_logits', 'reader_logits', 'detectability', 'ideal_of', 'ideal_estimate',
+           'score_predictions', 'gap_closed', 'baseline_logits', 'main', 'finding_scores', 'plot_findings']
 
 # %% ../nbs/21_baselines.ipynb #f980ecbf
 from dataclasses import dataclass
@@ -128,7 +128,8 @@ def select_score(rows:pd.DataFrame, z:np.ndarray, few:int=5) -> float:
     raise ValueError('the select part has no label with both classes')
 
 # %% ../nbs/21_baselines.ipynb #80ddddc0
-def _logistic(x, y, m, penalty): # (N,) logits of one label, fitted on rows m
+def logistic(x, y, m, penalty:float): # (N,F), (N,), (N,) bool -> (N,) logits
+    "Logistic regression of one label, fitted on rows `m`; without both classes a constant."
     from sklearn.linear_model import LogisticRegression
     if len(np.unique(y[m])) < 2: return np.full(len(x), logit((y[m].sum() + .5)/(m.sum() + 1)))
     return LogisticRegression(C=1/penalty, max_iter=1000).fit(x[m], y[m]).decision_function(x)
@@ -141,7 +142,7 @@ def probe_logits(x:np.ndarray,       # (N,F) features
     train = (rows.part == 'train').to_numpy()
     x = (x - x[train].mean(0))/np.maximum(x[train].std(0), 1e-9)
     y, known = train_targets(rows)
-    tried = [np.stack([_logistic(x, y[:, j], train & known[:, j], c) for j in range(14)], 1) for c in penalties]
+    tried = [np.stack([logistic(x, y[:, j], train & known[:, j], c) for j in range(14)], 1) for c in penalties]
     return max(tried, key=lambda z: select_score(rows, z))
 
 # %% ../nbs/21_baselines.ipynb #275cd61d
@@ -243,3 +244,36 @@ def main(run:Run) -> pd.DataFrame: # all records
     else: run.record('ideal_auroc', None, reason='truth is known of phantoms only', model='ideal')
     for name in names: score_predictions(run, name)
     return pd.DataFrame(run.records)
+
+# %% ../nbs/21_baselines.ipynb #b5223dbc
+def finding_scores(run:Run, models,      # names, such as ('thumbnail', 'ideal')
+                   part:str='test',
+                   against:str='truth'   # the observer is there for truth only
+                  ) -> pd.DataFrame:     # columns model, finding, value, low, high
+    "AUROC of each finding that has enough positives."
+    found, facts = [], run.load('facts.parquet') if 'ideal' in models else None
+    for model in models:
+        pred = load_predictions(run, 'thumbnail' if model == 'ideal' else model).of(part)
+        y, about = score_targets(pred.rows, against), (pred.rows.patient_id, pred.rows.weight)
+        e = ideal_estimate(pred.rows, facts) if model == 'ideal' else auroc(y, pred.p, *about)
+        which, limits = enough(y, few_positives(run.profile)) & ~np.isnan(e.value), interval(e)
+        own = dict(model=model, finding=LABELS, value=e.value, low=limits[0], high=limits[1])
+        found.append(pd.DataFrame(own)[which])
+    return pd.concat(found, ignore_index=True)
+
+# %% ../nbs/21_baselines.ipynb #0708d527
+def plot_findings(table:pd.DataFrame, # of `finding_scores`
+                  against:str='truth'):
+    "One row a finding, one marker a model; a matplotlib figure."
+    import matplotlib.pyplot as plt
+    models = list(dict.fromkeys(table.model))
+    fig, ax = plt.subplots(figsize=(7, 4.6), layout='constrained')
+    for k, model in enumerate(models):
+        own = table[table.model == model]
+        at = own.finding.map(LABELS.index) + .6*((k + .5)/len(models) - .5)
+        bars = np.maximum(0, [own.value - own.low, own.high - own.value])
+        color = plt.cm.viridis(k/max(1.1*(len(models) - 1), 1))
+        ax.errorbar(own.value, at, xerr=bars, fmt='osD^vP'[k % 6], ms=4, lw=1, color=color, label=model)
+    ax.set(yticks=range(14), yticklabels=LABELS, xlabel=f'AUROC against {against}', ylim=(13.6, -.6))
+    ax.grid(alpha=.3); fig.legend(*ax.get_legend_handles_labels(), ncols=6, frameon=False, loc='outside upper center')
+    return fig

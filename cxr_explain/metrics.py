@@ -7,6 +7,7 @@ __all__ = ['RULES', 'SHARES', 'FEW', 'Scored', 'scored', 'weighted_auroc', 'weig
            'library_loop']
 
 # %% ../nbs/17_metrics.ipynb #9918a0b7
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -309,7 +310,9 @@ def percentiles(found:np.ndarray, # (draws, ...) of `bootstrap`
                 level:float=.95
                ) -> np.ndarray:   # (2, ...)
     "The interval that holds the middle of the draws; draws in which the metric is not defined are left out."
-    return np.nanquantile(found, [(1 - level)/2, (1 + level)/2], axis=0)
+    with warnings.catch_warnings(): # NaN where no draw is defined is the answer, not an accident
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return np.nanquantile(found, [(1 - level)/2, (1 + level)/2], axis=0)
 
 # %% ../nbs/17_metrics.ipynb #61d24d99
 def simulate(rng:np.random.Generator,

@@ -82,7 +82,7 @@ def ceiling_mrr(copies) -> np.ndarray: # (Q,)
 def retrieval_table(sim, relevant,   # (Q,G), (Q,G) bool
                     patients=None,   # (Q,) of the queries
                     copies=None,     # (Q,) items equal to the right one; None: every item is unlike the others
-                    ks:tuple=(1, 5, 10)) -> pd.DataFrame: # name, value, low, high, chance, ceiling, n, gallery, patients
+                    ks:tuple=(1, 5, 10)) -> pd.DataFrame: # name, value, low, high, chance, ceiling, n, gallery, ...
     "Recall and MRR with intervals, chance and ceiling."
     sim, relevant = _right(sim, relevant)
     asked, gallery = relevant.any(1), sim.shape[1]
