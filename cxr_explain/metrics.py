@@ -131,6 +131,7 @@ class Estimate:
     d:np.ndarray     # (K,L) influences; `d.T @ d` is the covariance of the values
     k:np.ndarray     # (2,L) effective number of patients behind it; for AUROC with and without the finding
     kind:str         # 'auroc'; 'share' (between 0 and 1); 'mean' (any number)
+    labels:int = 1   # labels of which each value is the mean; they may share all their patients
 
 def standard_error(e:Estimate) -> np.ndarray: # (L,)
     "Root of the summed squares of the patients' influences."
@@ -224,26 +225,28 @@ FEW = 50 # patients below which an error is modelled, not estimated
 
 def _modelled(value, k, m, kind, z): # ends of the interval of all t with |value - t| <= z sd(t)
     t = np.linspace(0, 1, 4001)[1:-1]
-    many = (k + m)/2 - 1 # Newcombe 2006, method 5
+    many = max(0, (k + m)/2 - 1) # Newcombe 2006, method 5
     var = t*(1 - t)/(k*m)*(1 + many*((1 - t)/(2 - t) + t/(1 + t))) if kind == 'auroc' else t*(1 - t)/k
     inside = t[np.abs(value - t) <= z*np.sqrt(var)]
     low, high = (inside[0], inside[-1]) if len(inside) else (value, value)
     return (0. if value == 0 else min(low, value)), (1. if value == 1 else max(high, value))
 
 # %% ../nbs/17_metrics.ipynb #e59b1953
-def _limits(value, se, k, m, kind, level):
+def _limits(value, se, k, m, kind, labels, level):
     few, q = min(k, m), (1 + level)/2
     if np.isnan(value) or few <= 1: return np.nan, np.nan
     reach = se*stats.t.ppf(q, few - 1)
     if kind == 'mean': return value - reach, value + reach
-    if few < FEW or few*min(value, 1 - value) < 5 or not se: return _modelled(value, k, m, kind, stats.norm.ppf(q))
+    if few < FEW or few*min(value, 1 - value) < 5 or not se:
+        return _modelled(value, k/labels, m/labels, kind, stats.norm.ppf(q))
     return tuple(expit(logit(value) + np.array([-1, 1])*reach/(value*(1 - value))))
 
 def interval(e:Estimate,      # of L labels
              level:float=.95  # probability
             ) -> np.ndarray:  # (2,L) low and high; NaN where there are not two patients
     "Limits for each label."
-    return np.array([_limits(*x, e.kind, level) for x in zip(e.value, standard_error(e), *e.k)]).reshape(-1, 2).T
+    each = zip(e.value, standard_error(e), *e.k)
+    return np.array([_limits(*x, e.kind, e.labels, level) for x in each]).reshape(-1, 2).T
 
 # %% ../nbs/17_metrics.ipynb #ebd62279
 def few_positives(profile:Profile) -> int: # positives that a label needs to be scored in the mean
@@ -264,8 +267,8 @@ def macro(e:Estimate,   # of L labels
     "Mean over labels, which share patients: their errors are added before they are squared."
     which = ~np.isnan(e.value) if which is None else np.asarray(which) & ~np.isnan(e.value)
     if not which.any(): return Estimate(np.array([np.nan]), e.d[:, :1]*0, np.zeros((2, 1)), e.kind)
-    k = e.k[:, which].sum(1, keepdims=True)
-    return Estimate(e.value[which].mean(keepdims=True), e.d[:, which].mean(1, keepdims=True), k, e.kind)
+    value, d, k = e.value[which].mean(keepdims=True), e.d[:, which].mean(1, keepdims=True), e.k[:, which].sum(1)
+    return Estimate(value, d, k[:, None], e.kind, int(which.sum()))
 
 def pooled(metric,        # function of y, p, patients, weights
            y, p,          # (N,L)
