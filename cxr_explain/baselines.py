@@ -188,7 +188,8 @@ def score_predictions(run:Run, model:str,
         record_scores(run, kept, model, part, against)
 
 # %% ../nbs/21_baselines.ipynb #d7c9f3e1
-def _ideal_mean(y, p, w): return (w*p[:, None]).sum(0)/w.sum(0) # y is 1 on every row that has an observer
+def _ideal_mean(y, p, w): # y is 1 on every row that has an observer
+    with np.errstate(invalid='ignore'): return (w*p[:, None]).sum(0)/w.sum(0)
 
 def _gap_drawn(model, floor, ideal, which, draws): # (draws,) shares
     rows = model.rows

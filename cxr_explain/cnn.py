@@ -10,12 +10,14 @@ __all__ = ['SETTINGS', 'BASELINES', 'build_cnn', 'count_parameters', 'MissingWei
 # %% ../nbs/22_cnn.ipynb #aa9b327a
 import dataclasses
 import os
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.special import expit
 from torch import nn
@@ -61,12 +63,17 @@ def _by_name(name): # from timm's hub, or its cache on this machine
         raise MissingWeights(f'no pretrained weights {name!r} ({type(e).__name__}); connect to the network once, '
                              "give the path of a file or folder, or choose weights='scratch'") from e
 
+def _read_weights(path):
+    try: return load_file(path) if path.suffix == '.safetensors' else torch.load(path, 'cpu', weights_only=True)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as e:
+        raise MissingWeights(f'{path} is damaged, or holds no tensors ({type(e).__name__}); fetch it again') from e
+
 def pretrained_state(weights:str # name that timm knows, or path of a file, or of a folder with model.safetensors
                     ) -> dict:   # name -> tensor
     "Read weights; raises `MissingWeights`."
     path = Path(weights)
     if path.is_dir(): path = path/'model.safetensors'
-    if path.is_file(): return load_file(path) if path.suffix == '.safetensors' else torch.load(path, weights_only=True)
+    if path.is_file(): return _read_weights(path)
     if path.suffix in ('.safetensors', '.pth', '.pt', '.bin') or len(path.parts) > 1:
         raise MissingWeights(f"{weights} is not there; give the path of the weights, or choose weights='scratch'")
     return _by_name(weights)
