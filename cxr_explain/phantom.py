@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['CHANGED', 'STRUCTURE', 'THIN', 'READER_AT', 'READER_SLOPE', 'HEDGE_AT', 'marker_tubes', 'study_view', 'build_scene',
-           'add_object', 'drawn_widths', 'cardiothoracic', 'lung_depth', 'full_depth', 'change_depth', 'heart_mask',
-           'extent_mask', 'fill_mask', 'near_break', 'main_parts', 'Study', 'box_of', 'visibility_of', 'noise_level',
-           'study_facts', 'display_taste', 'picture', 'make_study', 'seen_chance', 'study_row', 'under_reported',
-           'read_facts', 'read_report', 'render', 'find_study', 'show', 'ideal_auroc', 'patient_mean', 'spectrum',
-           'measure_gap']
+           'add_object', 'drawn_widths', 'cardiothoracic', 'lung_depth', 'full_depth', 'broken_on', 'change_depth',
+           'heart_mask', 'extent_mask', 'fill_mask', 'near_break', 'main_parts', 'Study', 'box_of', 'visibility_of',
+           'noise_level', 'study_facts', 'display_taste', 'picture', 'make_study', 'seen_chance', 'study_row',
+           'under_reported', 'read_facts', 'read_report', 'moved', 'render', 'find_study', 'show', 'ideal_auroc',
+           'patient_mean', 'spectrum', 'measure_gap']
 
 # %% ../nbs/09_phantom.ipynb #1f641873
 import functools
@@ -26,18 +26,19 @@ from cxr_explain.cohort import (
 from .config import Run, get_profile, make_rng
 from .findings import LABELS, close_upward, label_columns
 from .grammar import OBJECTS, say, write_report
-from .lesions import ADD, Scene, contrast
+from .lesions import ADD, FIXED, Scene, contrast, drown, rib_number
 from .rays import (
-    MU, View, among, chain, detect, develop, draw_ellipsoids, draw_tubes, expose, free_length, join, magnify,
-    object_grid, present, project, stack_interval, take, texture)
+    MU, Tubes, View, among, chain, detect, develop, draw_ellipsoids, draw_tubes, expose, free_length, join, lookup,
+    magnify, object_grid, on_detector, present, project, stack_interval, take, texture)
 
 # %% ../nbs/09_phantom.ipynb #47518398
-def marker_tubes(site:Site) -> object: # Tubes
-    "The lead letter that names the side it lies on."
+def marker_tubes(site:Site, view:View) -> Tubes:
+    "The lead letter that names the side it lies on; it is taped to the detector."
     x, z = site.marker; h = np.array
     strokes = [[(-.5, 1), (-.5, -1), (.6, -1)]] if x > 0 else [[(-.5, -1), (-.5, 1), (.3, 1), (.6, .5), (.3, 0),
                                                                 (-.5, 0)], [(0, 0), (.65, -1)]]
-    return join(*(chain(h([(x + a, 0., z + b) for a, b in s]), .17, 30., obj=MARKER) for s in strokes))
+    return join(*(chain(on_detector(view, h([(x + a, 0., z + b) for a, b in s])), .17, 30., obj=MARKER)
+                  for s in strokes))
 
 def study_view(ph:Phantom, plan:StudyPlan, rng, lateral:bool=False) -> tuple: # View, breath
     "How the patient was placed."
@@ -62,7 +63,8 @@ def build_scene(ph:Phantom, plan:StudyPlan, lateral:bool=False) -> Scene:
     s = Scene(view, detector, chest, plan, {'heart': HEART, 'marker': MARKER}, {}, [], [], [], [], {}, {}, {}, tex, {})
     s.names |= {f'rib {k} {side}': RIB + k - 1 + 12*(side == 'left') for side in SIDE_SIGN for k in range(1, 13)}
     for n, o in enumerate(plan.findings, FIRST_OBJECT): add_object(ph, s, n, o)
-    if not lateral: s.tubes.append(marker_tubes(site))
+    s.tubes += [drown(chest, f) for f in s.fills]
+    if not lateral: s.tubes.append(marker_tubes(site, view))
     s.tubes = join(chest.tubes, *chest.vessels.values(), *s.tubes); s.blobs = join(chest.blobs, *s.blobs)
     return s
 
@@ -77,7 +79,10 @@ def add_object(ph, s, n, o):
         s.grow[n] = max(1.03, (.505 + (.01 + .12*o.severity)*k)/cardiothoracic(front, s.chest)); return
     if o.kind == 'wide mediastinum': s.widen[n] = (.5 + 1.5*o.severity)*k; return
     if o.kind not in ADD: raise ValueError(f'unknown kind of object {o.kind!r}; known: {", ".join(ADD)}')
-    for name, value in ADD[o.kind](o, n, s.chest, rng, ph).items():
+    parts = ADD[o.kind](o, n, s.chest, rng, ph)
+    if o.kind == 'token': # lies on the detector, like the marker
+        for e in parts['blobs']: e.centre = on_detector(s.view, e.centre)
+    for name, value in parts.items():
         if name == 'lift': s.lift |= value
         else: getattr(s, name).extend(value)
 
@@ -115,10 +120,12 @@ def _takers(s:Scene, side:str, absent:frozenset) -> tuple: # Rays of the normal 
 
 def _limit_interval(s, limit, near, far, grid, grow=0.):
     "The part of a lung's interval that a limit leaves to air."
-    if limit.what == 'layer':
-        back = far - np.float32(limit.solid[0]) if s.view.name != 'lateral' else far
-        return near, np.maximum(back, near)
-    if limit.what == 'fluid': a, b = solid_interval(s.view, limit.solid, grid, up=True)
+    if limit.what == 'layer' and s.view.name != 'lateral':
+        return near, np.maximum(far - np.float32(limit.solid[0]), near)
+    if limit.what == 'layer': # from the side: air only where the lung reaches a thickness further back
+        own = s.chest.lungs[limit.side]; u, z = object_grid(s.view, magnify(s.view, 0.), grid)
+        a, b = stack_interval(s.view, own, np.maximum(u + np.float32(limit.solid[0]), lookup(own, z)[1]), z)
+    elif limit.what == 'fluid': a, b = solid_interval(s.view, limit.solid, grid, up=True)
     else:
         anchor, scale = limit.solid; au, az, aw = (s.view.axes @ anchor).tolist()
         ku, kw = np.diag(s.view.axes[[0, 2]] @ (scale*s.view.axes[[0, 2]]).T).tolist()
@@ -158,10 +165,9 @@ def _fill_depth(s, f, base, takers, near, far):
     a, b = np.maximum(a[k], near[k]), np.minimum(b[k], far[k])
     length = free_length(a, b, [(t[k], e[k]) for t, e in takers])
     if ('grain', f.stream) not in s.cache:
-        rng = make_rng(s.plan.patient, 'phantom', 'grain', *f.stream)
-        s.cache['grain', f.stream] = texture(rng, s.view.px, 1.5).ravel()
+        s.cache['grain', f.stream] = texture(make_rng(*f.stream), s.view.px, 1.5).ravel()
     g = np.clip(1 + np.float32(f.grain)*s.cache['grain', f.stream][base.at[k]], 0, 1.8)
-    out[k] = np.float32((MU.soft - MU.lung)*f.share/max(1, 1.8*f.share))*length*g
+    out[k] = np.float32(MU.soft - MU.lung)*length*np.minimum(np.float32(f.share)*g, 1)
     return out
 
 def lung_depth(s:Scene, side:str, absent:frozenset=frozenset()) -> tuple: # pixels (m,), optical depth to add (m,)
@@ -190,10 +196,14 @@ def _sides(s, absent): # lungs whose air depends on these objects
     return {x.side for x in (*s.fills, *s.limits) if x.obj in absent} | {side for n, (side, _) in s.lift.items()
                                                                          if n in absent}
 
+def broken_on(s:Scene, ribs) -> frozenset: # numbers
+    "The fractures of some ribs: they go when the rib goes."
+    return frozenset(n for n, o in s.objects.items() if o.kind == 'rib fracture' and rib_number(o) in ribs)
+
 def change_depth(s:Scene, absent:frozenset # numbers of objects
                 ) -> np.ndarray: # (px,px) float32, exactly 0 where nothing changes
     "Optical depth without some objects, minus the whole."
-    full_depth(s)
+    full_depth(s); absent = frozenset(absent) | broken_on(s, absent)
     out = np.zeros((s.view.px,)*2, np.float32)
     for solids, draw in ((s.tubes, draw_tubes), (s.blobs, draw_ellipsoids)):
         mine = among(solids.obj, absent); gone, back = mine & (solids.unless < 0), among(solids.unless, absent) & ~mine
@@ -394,19 +404,28 @@ def read_report(ph:Phantom, plan:StudyPlan, facts:list) -> dict: # indication, f
                         has_prior=plan.order > 0, history=known, style=ph.style)
     return {k: text[k] for k in ('indication', 'findings', 'impression')}
 
+# %% ../nbs/09_phantom.ipynb #1c0f1444
+def moved(o:Obj, by:tuple) -> Obj: # by: (x, y, z) cm
+    "An object elsewhere, under a new name. Raises `ValueError` for what has no place of its own."
+    if o.kind in FIXED:
+        free = ', '.join(k for k in ADD if k not in FIXED)
+        raise ValueError(f'{o.name!r} cannot be moved, because it lies where its organ lies; these can: {free}')
+    if o.kind == 'plaque' and not np.any(by[1:]): raise ValueError('a plaque moves along its wall: give it y or z')
+    return replace(o, name=f'{o.name} moved', at=tuple(np.add(o.at, by)))
+
 # %% ../nbs/09_phantom.ipynb #c237b944
 def render(ph:Phantom, i:int, without:tuple=(), add:tuple=(), move:dict|None=None, lateral:bool=False,
            detail:bool=False # also the change of optical depth
           ): # (px,px) uint8, or with `detail` (image, (px,px) float32)
-    "Study i again with objects removed, added or moved, all else equal. Raises `ValueError` for an unknown name."
+    "Study i again with objects removed, added or moved (cm), all else equal. Raises `ValueError` for an unknown name."
     plan = draw_study(ph, i)
     if plan is None: raise ValueError(f'there is no study {i}: patient {i//4} has fewer films')
-    move = move or {}
-    extra = tuple(replace(o, name=f'{o.name} moved', at=tuple(np.add(o.at, move[o.name]))) for o in plan.findings
-                  if o.name in move)
+    move = move or {}; extra = tuple(moved(o, move[o.name]) for o in plan.findings if o.name in move)
     s = build_scene(ph, replace(plan, findings=plan.findings + tuple(add) + extra), lateral)
     unknown = [n for n in (*without, *move) if n not in s.names]
     if unknown: raise ValueError(f'study {i} has no {unknown[0]!r}; it has: {", ".join(s.names)}')
+    normal = [n for n in move if s.names[n] < FIRST_OBJECT]
+    if normal: raise ValueError(f'{normal[0]!r} cannot be moved, only removed; findings and devices can')
     new = frozenset(s.names[o.name] for o in (*add, *extra))
     start = change_depth(s, new) if new else 0
     original = full_depth(s) + start
