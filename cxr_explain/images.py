@@ -122,6 +122,9 @@ def _typed(path):
         kind = TruncatedImage if re.search('truncat|unexpected end|less than expected', str(e), re.I) else CorruptImage
         raise kind(f'{path}: not readable, {type(e).__name__}; fetch it again') from None
 
+def _known(value, words): # a code for a message; other text of the file stays in the file
+    return str(value) if str(value) in words else 'not a known code'
+
 # %% ../nbs/10_images.ipynb #70db0dd4
 COLOUR, COLOUR_SHARE = 24, 0.02  # difference of channels (of 255) that is colour; share of pixels that may have it
 
@@ -188,9 +191,6 @@ def _pydicom():
     try: import pydicom
     except ImportError as e: raise MissingDecoder('DICOM needs pydicom; run: pip install "cxr_explain[dicom]"') from e
     return pydicom
-
-def _known(value, words): # a code for a message; other text of the file stays in the file
-    return str(value) if str(value) in words else 'not a known code'
 
 def _values_of(ds, name): # of an attribute that may be absent, single or multiple
     value = ds.get(name)
