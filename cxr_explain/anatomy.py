@@ -147,11 +147,12 @@ def rib_lines(body:Body, side:str, pieces:int=15) -> np.ndarray: # (12, pieces+1
 
 # %% ../nbs/05_anatomy.ipynb #4c1fb81a
 def rib_tubes(line:np.ndarray, # (n,3) or (k,n,3)
-              obj, unless=-1) -> Tubes:
+              obj, unless=-1,
+              pieces=slice(None) # of the rib's 15, for a part of one
+             ) -> Tubes:
     "Bone with a compact shell along centre lines."
-    n = np.shape(line)[-2] - 1
-    r = np.interp(np.linspace(0, 1, n), (0, .15, .6, 1), (.5, .58, .62, .66))
-    return chain(line, r, .42, .78, .085, obj, unless)
+    r = np.interp(np.linspace(0, 1, 15), (0, .15, .6, 1), (.5, .58, .62, .66))
+    return chain(line, r[pieces], .42, .78, .085, obj, unless)
 
 def ribs(body:Body) -> Tubes:
     "All 24 ribs."

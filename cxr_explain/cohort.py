@@ -4,7 +4,7 @@
 __all__ = ['SITES', 'CAUSES', 'CAUSE_RATE', 'DRAWN', 'MARGINAL', 'EFFECT', 'PARTS', 'STAY', 'BEHIND', 'STEP', 'GROWTH',
            'PLANT_RATE', 'Phantom', 'Site', 'uniform', 'part_index', 'part_of', 'Course', 'draw_course', 'Obj',
            'StudyPlan', 'zone_of', 'plan_opacity', 'lump_severity', 'plan_object', 'plan_rest', 'plan_devices',
-           'patient_body', 'grown', 'change_word', 'plan_label', 'draw_study', 'plan_shortcut', 'image_id',
+           'patient_body', 'plan_body', 'grown', 'change_word', 'plan_label', 'draw_study', 'plan_shortcut', 'image_id',
            'patient_id', 'draw_parts', 'choose']
 
 # %% ../nbs/07_cohort.ipynb #392339e8
@@ -26,7 +26,7 @@ class Phantom:
     "All dials of the phantom. A study is a pure function of these and its number."
     seed:int = 0
     px:int = 128
-    difficulty:float = .5      # 0 easy to 1 hard: fewer photons, fainter findings
+    difficulty:float = .3      # 0 easy to 1 hard: fewer photons, fainter findings; set by a rule in chapter 09
     correlated:bool = True     # False: findings are drawn independently, with the same marginal frequencies
     prior_share:float = .35    # share of patients with more than one study
     site:str = ''              # one of `SITES`; empty: the patient's own, A or B
@@ -304,6 +304,11 @@ def patient_body(ph_seed:int, patient:int, chronic:bool, sick:bool) -> tuple: # 
     age = int(np.clip(rng.normal(66 if sick else 54, 15), 18, 94))
     return draw_body(rng, sex, age, chronic)
 
+def plan_body(ph:Phantom, patient:int, causes:tuple) -> tuple: # Body
+    "The body of a patient with these illnesses."
+    sick = bool({'heart failure', 'malignancy'} & {*causes})
+    return patient_body(ph.seed, patient, 'chronic lung disease' in causes, sick)
+
 def _change(ph, patient, label, order): # -1 better, 0 unchanged, 1 worse between two films
     return int(np.searchsorted([.25, .75], uniform(ph.seed, patient, _CHANGE, label, order))) - 1
 
@@ -359,8 +364,7 @@ def draw_study(ph:Phantom, i:int # patient*4 + order
     c = _course(ph, patient)
     if order >= c.films[0]: return None
     causes = tuple(n for n, on in zip(CAUSES, c.causes[0]) if on); site = list(SITES)[c.site[0]]
-    body = patient_body(ph.seed, patient, 'chronic lung disease' in causes,
-                        bool({'heart failure', 'malignancy'} & {*causes}))
+    body = plan_body(ph, patient, causes)
     own, film = c.own[0], _film(ph, patient, order, causes, site)
     found = [o for k in np.flatnonzero(own[order]) for o in plan_label(ph, c, body, order, int(k), film)]
     before = _film(ph, patient, order-1, causes, site) if order else None

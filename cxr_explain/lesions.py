@@ -70,11 +70,11 @@ def add_mass(o, n, chest, rng, ph):
 # %% ../nbs/08_lesions.ipynb #6c359fad
 def add_opacity(o, n, chest, rng, ph):
     "Patchy or hazy opacity, consolidation, pneumonia."
-    share = {'patchy opacity': .12 + .22*o.severity, 'hazy opacity': .08 + .16*o.severity, 'lobar consolidation': .6
-             + .35*o.severity,
-             'pneumonia': .3 + .45*o.severity}[o.kind]*(.4 + .6*contrast(ph))
+    share = {'patchy opacity': .08 + .3*o.severity, 'hazy opacity': .06 + .32*o.severity,
+             'lobar consolidation': .5 + .45*o.severity,
+             'pneumonia': .2 + .55*o.severity}[o.kind]*(.4 + .6*contrast(ph))
     grain = {'patchy opacity': .8, 'hazy opacity': .25, 'lobar consolidation': .25, 'pneumonia': .6}[o.kind]
-    r = o.size*np.array(o.shape)*(.75 + .5*o.severity)*((1.15, 1.3, 1.) if o.kind != 'hazy opacity' else (1.2, 1.2,
+    r = o.size*np.array(o.shape)*(.55 + .9*o.severity)*((1.15, 1.3, 1.) if o.kind != 'hazy opacity' else (1.2, 1.2,
         1.2))
     region = (np.array(o.at), turn(y=rng.normal(0, .4))*r)
     parts = dict(fills=[Fill(n, o.side, region, min(share, .97), grain, (ph.seed, 'phantom', 'grain', *o.key))])
@@ -131,8 +131,9 @@ def add_atelectasis(o, n, chest, rng, ph):
     "A band, or a collapsed base; both pull the diaphragm up."
     s, k = SIDE_SIGN[o.side], contrast(ph)
     if o.kind == 'band atelectasis':
-        radii = (o.size, 2.6, .22 + .3*o.severity); at = np.array(o.at) + (0, 0, _dome_top(chest, o.side) + 9.2)
-        rot = turn(y=o.shape[0], x=o.shape[1]*.4); share, lift = min(.9*(.3 + .7*k), .95), .25 + .7*o.severity
+        radii = (o.size*(.5 + .8*o.severity), 1.4 + 1.4*o.severity, .09 + .3*o.severity)
+        at = np.array(o.at) + (0, 0, _dome_top(chest, o.side) + 9.2)
+        rot = turn(y=o.shape[0], x=o.shape[1]); share, lift = min(.9*(.3 + .7*k), .95), .9*o.severity**1.5
     else:
         radii = (2.6 + o.severity, 4.5, 3.6 + 2*o.severity); at = np.array((s*3.6, 3.2, _dome_top(chest, o.side) + .8))
         rot = turn(y=s*.35); share, lift = min(.85*(.4 + .6*k), .95), .8 + 2.2*o.severity
@@ -158,7 +159,7 @@ def add_effusion(o, n, chest, rng, ph):
     "Fluid: a bowl when upright, a layer when supine."
     s, b = SIDE_SIGN[o.side], chest.body
     if o.kind == 'layering effusion': return dict(limits=[Limit(n, o.side, 'layer', (.5 + 5.5*o.severity,))])
-    top = _dome_top(chest, o.side); level = top - 4.3 + 10.5*o.severity**1.3
+    top = _dome_top(chest, o.side); level = top - 4.9 + 11*o.severity**1.3
     high = 7.5
     bowl = ((s*5.8*b.wide, -.6, level + high), EYE*(8.3*b.wide, 9.6, high))
     return dict(limits=[Limit(n, o.side, 'fluid', bowl)])
@@ -169,12 +170,12 @@ def add_pleural(o, n, chest, rng, ph):
     s, k = SIDE_SIGN[o.side], contrast(ph)
     if o.kind == 'plaque':
         x = _wall(chest, o.side, o.at[2], o.at[1])
-        e = [ellipsoid((x - s*.15, o.at[1] + d, o.at[2] + .6*d), (.42*(.6 + o.severity), 1.6*o.size*o.shape[0],
-                                                                  o.size*1.3), .20*k, n,
+        e = [ellipsoid((x - s*.15, o.at[1] + d, o.at[2] + .6*d), (.2 + .45*o.severity, 1.2*o.size*o.shape[0],
+                                                                  o.size*1.3), (.025 + .16*o.severity)*k, n,
                        rot=turn(y=.12*s)) for d in (0, 1.2)]
     else:
         z = 13.3*chest.body.tall
-        e = [ellipsoid((s*(5.6 + 1.5*q), 2.3, z - q*1.5), (1.7, 2.6, .5 + .55*o.severity), .14*k, n,
+        e = [ellipsoid((s*(5.6 + 1.5*q), 2.3, z - q*1.5), (1.7, 2., .3 + .75*o.severity), (.025 + .13*o.severity)*k, n,
                        rot=turn(y=s*(.25 + .5*q))) for q in (0, 1)]
     return dict(blobs=e)
 
@@ -184,16 +185,15 @@ def rib_number(o) -> int:
     return RIB + int(o.shape[0]) - 1 + 12*(o.side == 'left')
 
 def add_fracture(o, n, chest, rng, ph):
-    "A rib with a step: its front part has slipped, with a gap at the break."
+    "A rib with a small step: its front part has slipped by millimetres, with a gap at the break."
     k, t, number = int(o.shape[0]), o.shape[1], rib_number(o)
     line = rib_lines(chest.body, o.side)[k-1]; j = int(t*(len(line) - 1))
-    slip = np.array((SIDE_SIGN[o.side]*rng.uniform(-.5, .1), 0, -1.))*o.size*(.5 + .8*o.severity)*(.4 + .6*contrast(ph))
-    fade = np.clip(1 - np.arange(len(line) - j - 1)/7, 0, 1)[:, None]
-    cut = line[j]*.88 + line[j+1]*.12
-    parts = [np.concatenate([line[:j+1], cut[None]]), np.concatenate([(line[j]*.72 + line[j+1]*.28 + slip)[None],
-                                                                      line[j+1:] + slip*fade])]
+    slip = np.array((SIDE_SIGN[o.side]*rng.uniform(-.5, .1), 0, -1.))*o.size*(.1 + .9*o.severity)*(.4 + .6*contrast(ph))
+    fade = np.clip(1 - np.arange(1, len(line) - j)/3, 0, 1)[:, None]; gap = .03 + .14*o.severity # share of a piece
+    ends = [line[j]*(1 - t) + line[j+1]*t for t in (.12, .12 + gap)]
+    parts = [np.concatenate([line[:j+1], ends[:1]]), np.concatenate([ends[1:] + slip, line[j+1:] + slip*fade])]
     old = chest.tubes; old.unless = np.where(old.obj == number, n, old.unless)
-    return dict(tubes=[rib_tubes(p, n) for p in parts])
+    return dict(tubes=[rib_tubes(p, n, pieces=k) for p, k in zip(parts, (slice(j+1), slice(j, None)))])
 
 def add_device(o, n, chest, rng, ph):
     "Tubes, lines, wires and boxes; `at` is how far they lie from their usual place."
