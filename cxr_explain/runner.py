@@ -19,8 +19,9 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .config import (
-    PROFILES, THREAD_VARIABLES, Profile, atomic_path, code_cells, get_profile, is_fresh, repo_root, runs_root)
+from cxr_explain.config import (
+    PROFILES, THREAD_VARIABLES, Profile, atomic_path, check_run_name, code_cells, get_profile, is_fresh, repo_root,
+    runs_root)
 
 # %% ../nbs/01_runner.ipynb #8e25a136
 def find_root() -> Path:
@@ -276,7 +277,7 @@ def reproduce(profile:str='phantom',   # name of a profile
               out=None                 # stream for the progress
              ) -> Path: # the run's folder
     "Run the chapters that are not up to date; raises `ChapterError` at the first that fails."
-    p, folder = get_profile(profile, seed=seed), runs_root()/(run_name or profile)
+    p, folder = get_profile(profile, seed=seed), runs_root()/check_run_name(run_name or profile)
     check_data(p, data_dir)
     data_dir = str(Path(data_dir).absolute()) if data_dir else ''
     parameters = dict(profile=profile, run_name=run_name, data_dir=data_dir, seed=seed)
