@@ -175,7 +175,8 @@ def draft(notebook:Path,      # of the chapter
          ) -> tuple[dict, list[str]]: # the notebook with outputs, and why it cannot be published
     "Put a run's outputs into a chapter, matched by cell id."
     nb, refusal = read_json(notebook), _refusal(notebook, folder, with_data)
-    if refusal: return nb, [f'{refusal}; cxr-explain reproduce --profile phantom makes it']
+    more = ' --appendix' if notebook.parent.name == 'appendix' else ''
+    if refusal: return nb, [f'{refusal}; cxr-explain reproduce --profile phantom{more} makes it']
     ran = read_json(folder/'notebooks'/notebook.name)
     outputs = {c['id']: clean_outputs(c['outputs']) for c in ran['cells'] if c['cell_type'] == 'code'}
     for c in nb['cells']:
