@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['MIN_SIDE', 'MAX_PIXELS', 'COLOUR', 'COLOUR_SHARE', 'MODALITIES', 'OTHER_MODALITIES', 'MODELS', 'COLOUR_MODELS',
            'WINDOWS', 'STEPS', 'NUMBERS', 'CODES', 'UIDS', 'CR', 'RADIOGRAPHY', 'EMPTY', 'ImageError', 'MissingImage',
-           'EmptyFile', 'UnknownFormat', 'TruncatedImage', 'CorruptImage', 'MissingDecoder', 'NotRadiograph',
-           'ColourImage', 'MirroredImage', 'TooSmall', 'TooLarge', 'NonFinite', 'ConstantImage', 'check_image',
-           'as_image', 'to_uint8', 'sniff', 'open_dicom', 'apply_window', 'write_dicom', 'equalize', 'clahe',
-           'noise_level', 'denoise', 'apply_steps', 'Placement', 'place', 'resize', 'fit', 'fit_mask', 'unfit',
-           'read_image', 'read_fit', 'read_small', 'Jitter', 'draw_jitter', 'augment', 'BurnedInText',
+           'EmptyFile', 'UnknownFormat', 'TruncatedImage', 'CorruptImage', 'BrokenMask', 'MissingDecoder',
+           'NotRadiograph', 'ColourImage', 'MirroredImage', 'TooSmall', 'TooLarge', 'NonFinite', 'ConstantImage',
+           'check_image', 'as_image', 'to_uint8', 'sniff', 'open_dicom', 'apply_window', 'write_dicom', 'equalize',
+           'clahe', 'noise_level', 'denoise', 'apply_steps', 'Placement', 'place', 'resize', 'fit', 'fit_mask', 'unfit',
+           'read_image', 'read_fit', 'read_mask', 'read_small', 'Jitter', 'draw_jitter', 'augment', 'BurnedInText',
            'DoubledInstance', 'pseudonym', 'new_uid', 'cap_age', 'longest_text', 'deidentify']
 
 # %% ../nbs/10_images.ipynb #c7f692d1
@@ -36,6 +36,7 @@ class EmptyFile(ImageError): "The file has no bytes."
 class UnknownFormat(ImageError): "The file is neither DICOM nor PNG nor JPEG, whatever its name says."
 class TruncatedImage(ImageError): "The file ends before the picture does."
 class CorruptImage(ImageError): "The file's bytes contradict each other."
+class BrokenMask(ImageError): "The outline that belongs to an image cannot be read or has another size."
 class MissingDecoder(ImageError): "A package that reads this kind of file is not installed."
 class NotRadiograph(ImageError): "A picture of another kind: a CT slice, several frames, a mask."
 class ColourImage(NotRadiograph): "A picture with real colour."
@@ -450,6 +451,16 @@ def read_fit(path:str|Path,      # DICOM, PNG or JPEG
     down = 1 << round(np.log2(height/im.height))  # libjpeg rounds its size up, so the last pixels count in part
     img = resize(img, (p.rows, p.cols), (0, 0, width/down, height/down))
     return _pad(apply_steps(img, preprocess), p), p
+
+def read_mask(path:str|Path, # PNG or JPEG, black outside
+              p:Placement    # of its image
+             ) -> np.ndarray: # (px,px) uint8, 0 or 1
+    "A mask file on the square of its image; 0 and 1 will do as well as 0 and 255. Raises `BrokenMask`."
+    try:
+        with _typed(path), Image.open(path) as im: mask = np.asarray(im.convert('L'), np.float32)
+    except ImageError as e: raise BrokenMask(str(e)) from None
+    if mask.shape != (p.height, p.width): raise BrokenMask(f'{path}: {mask.shape}; its image is {(p.height, p.width)}')
+    return fit_mask(mask/max(float(mask.max()), 1), p)
 
 def read_small(path:str|Path,      # DICOM, PNG or JPEG
                px:int,             # longer side of the result
