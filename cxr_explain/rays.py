@@ -287,11 +287,15 @@ def stack(knots, # heights in cm, rising
           square:float=.5, tall:float=1. # stretch of all heights above
          ) -> Stack:
     "A stack of ellipses through control points, rounded at its top."
-    rows = _spline(tuple(knots)) @ np.array([np.broadcast_to(v, len(knots)) for v in (cx, cy, a, b)], float).T
-    close = np.sqrt(np.clip(1 - np.clip((_HEIGHTS - top + cap)/cap, 0, 1)**2, 0, 1))*(bottom < _HEIGHTS)
-    table = rows.T.astype(np.float32)
-    table[2:] = np.maximum(table[2:], 0)*close
+    at = np.empty((len(knots), 4))
+    for k, v in enumerate((cx, cy, a, b)): at[:, k] = v
+    table = (_spline(tuple(knots)) @ at).T.astype(np.float32)
+    table[2:] = np.maximum(table[2:], 0)*_closing(top, bottom, cap)
     return Stack(table, square, tall)
+
+@functools.lru_cache(maxsize=32)
+def _closing(top, bottom, cap): # factor on the half widths: 1, then round at the top, 0 below the bottom
+    return np.sqrt(np.clip(1 - np.clip((_HEIGHTS - top + cap)/cap, 0, 1)**2, 0, 1))*(bottom < _HEIGHTS)
 
 def lookup(s:Stack, z:np.ndarray) -> np.ndarray: # (4, ...) cx, cy, a, b at heights z
     "The cross-sections at some heights."
