@@ -72,7 +72,8 @@ def test_processes_of_a_killed_run_are_ended(toy):
 
 @pytest.mark.parametrize('args, message', [
     (['--profile', 'real'], '--data DIR'), (['--data', 'no/such/folder'], 'no such folder'),
-    (['--from', 'nothing'], "unknown chapter 'nothing'; choose from first")])
+    (['--from', 'nothing'], "unknown chapter 'nothing'; choose from first"),
+    (['--run', '../elsewhere'], 'cannot name a run'), (['--run', '/elsewhere'], 'cannot name a run')])
 def test_mistakes_are_one_line(toy, args, message):
     toy.chapter(0, 'first')
     with pytest.raises(SystemExit, match=message): runner.main(['reproduce', *args])
