@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'ADD', 'FIXED', 'Fill', 'Limit', 'Scene', 'contrast', 'add_mass', 'add_opacity', 'air_bronchograms',
-           'inside_pieces', 'drown', 'add_edema', 'add_atelectasis', 'add_pneumothorax', 'add_effusion', 'add_pleural',
-           'rib_number', 'add_fracture', 'add_device', 'endotracheal_tube', 'nasogastric_tube', 'central_line',
-           'pacemaker', 'chest_drain', 'sternal_wires', 'token']
+           'inside_pieces', 'split_at_bowl', 'drowned', 'add_edema', 'add_atelectasis', 'add_pneumothorax',
+           'add_effusion', 'add_pleural', 'rib_number', 'add_fracture', 'add_device', 'endotracheal_tube',
+           'nasogastric_tube', 'central_line', 'pacemaker', 'chest_drain', 'sternal_wires', 'token']
 
 # %% ../nbs/08_lesions.ipynb #eefa5181
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy as np
 from .anatomy import RIB, SIDE_SIGN, dome, rib_lines, rib_tubes
 from .cohort import Phantom, StudyPlan
 from .config import Run, make_rng
-from .rays import EYE, MU, Detector, Tubes, View, chain, ellipsoid, lookup, smooth, take, turn
+from .rays import EYE, MU, Detector, Tubes, View, chain, ellipsoid, join, lookup, smooth, take, turn
 
 # %% ../nbs/08_lesions.ipynb #1022dd1c
 @dataclass
@@ -101,11 +101,32 @@ def inside_pieces(t:Tubes, centre, shape) -> Tubes:
     step = out.p1 - out.p0; out.p0, out.p1 = out.p0 + step*t0, out.p0 + step*t1
     return take(out, (t1 > t0)[:, 0])
 
-def drown(chest, f:Fill) -> Tubes:
-    "What a fill takes off the vessels inside it: their contrast against the air that it has replaced."
-    v = inside_pieces(chest.vessels[f.side], *f.solid)
-    v.mu = -v.mu*f.share; v.obj = np.full(len(v.mu), f.obj)
-    return v
+def split_at_bowl(t:Tubes, centre, shape) -> tuple: # Tubes inside, Tubes outside
+    "Straight pieces cut at a bowl that is open upwards (the cut is linear between the ends of a piece)."
+    q = np.stack([t.p0, t.p1]) - centre; q[..., 2] = np.minimum(q[..., 2], 0)
+    f0, f1 = np.sqrt(((q @ np.linalg.inv(shape).T)**2).sum(-1)) - 1 # below 0: inside
+    cut = t.p0 + (t.p1 - t.p0)*np.clip(f0/(f0 - f1 + 1e-9), 0, 1)[:, None]; both = []
+    for s in (1, -1):
+        k = np.flatnonzero((s*f0 < 0) | (s*f1 < 0)); part = take(t, k)
+        part.p0 = np.where((s*f0[k] < 0)[:, None], part.p0, cut[k]); part.p1 = np.where((s*f1[k] < 0)[:, None],
+                                                                                       part.p1, cut[k])
+        both.append(part)
+    return tuple(both)
+
+def _minus(t, share, n): # what takes a share of the contrast of vessels away, as a part of object n
+    t = take(t, np.s_[:]); t.mu, t.obj = -t.mu*share, np.full(len(t.mu), n)
+    return t
+
+def drowned(chest, fills:list, limits:list) -> list: # of Tubes
+    "What fluid and fills take off the vessels inside them: their contrast against the air that is gone."
+    out = []
+    for side, v in chest.vessels.items():
+        for x in limits:
+            if x.side != side or x.what != 'fluid': continue
+            v, wet = split_at_bowl(v, *x.solid); out.append(_minus(wet, 1., x.obj))
+            wet.unless = np.where(wet.unless < 0, x.obj, wet.unless); v = join(v, wet) # drowned once is enough
+        out += [_minus(inside_pieces(v, *f.solid), f.share, f.obj) for f in fills if f.side == side]
+    return out
 
 # %% ../nbs/08_lesions.ipynb #4db2366a
 def add_edema(o, n, chest, rng, ph):
