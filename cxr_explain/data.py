@@ -218,15 +218,15 @@ def prevalence(manifest:pd.DataFrame,
         found += [dict(part=part, finding=LABELS[j], n=m[:, j].sum(), patients=manifest.patient_id[m[:, j]].nunique(),
                        positives=int((y*m)[:, j].sum()), share=(y*w)[:, j].sum()/max(w[:, j].sum(), 1e-12))
                   for j in range(len(LABELS))]
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=['part', 'finding', 'n', 'patients', 'positives', 'share'])
 
 def prevalence_table(found:pd.DataFrame # of `prevalence`
                     ) -> pd.DataFrame:  # one row a label, one column a part
     "Positives of n, and the share, as text."
     text = [f'{p} of {n}' + (f', {s:.1%}' if p >= SMALL else ': n too small') if n else 'not read'
             for p, n, s in zip(found.positives, found.n, found.share)]
-    return found.assign(text=text).pivot(index='finding', columns='part', values='text').loc[
-        list(LABELS), [p for p in PARTS if p in set(found.part)]]
+    return found.assign(text=text).pivot(index='finding', columns='part', values='text').reindex(
+        list(LABELS), columns=[p for p in PARTS if p in set(found.part)])
 
 # %% ../nbs/16_data.ipynb #2322298f
 def phantom_sample(item:dict, # key `i`, the study's number

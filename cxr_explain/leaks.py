@@ -157,8 +157,8 @@ def _fine(imgs): # (N,px,px) uint8 -> (N,n,n) float32 of length 1; n about 64, a
     fine = (ranks - ndimage.gaussian_filter(ranks, (0, .7, .7)))*np.outer(fade, fade)
     return fine/np.maximum(np.linalg.norm(fine, axis=(1, 2), keepdims=True), 1e-6)
 
-def _best_shift(a, b, reach=2): # (M,) largest correlation of the images over shifts of at most 2 pixels
-    c = np.fft.irfft2(np.fft.rfft2(a)*np.conj(np.fft.rfft2(b)), a.shape[1:])
+def _best_shift(a, b, n, reach=2): # (M,) largest correlation of the images over shifts of at most 2 pixels
+    c = np.fft.irfft2(a*np.conj(b), (n, n))
     near = np.arange(-reach, reach + 1)
     return c[:, near][:, :, near].max((1, 2))
 
@@ -168,11 +168,13 @@ def fine_likeness(pixels,          # (N,px,px) uint8, an array or a `Cache`
                  ) -> np.ndarray:  # (M,) correlation in [-1,1]
     "How alike two images are in vessels, edges and grain; reads only the images named."
     out = np.empty(len(pairs), np.float32)
-    for a in range(0, len(pairs), 4096):
-        rows, at = np.unique(pairs[a:a + 4096], return_inverse=True)
-        fine, at = _fine(pixels[rows]), at.reshape(-1, 2)
+    size = 4096 if len(np.unique(pairs)) > 8192 else max(len(pairs), 1) # pairs at a time; waves of 17 kB an image
+    for a in range(0, len(pairs), size):
+        rows, at = np.unique(pairs[a:a + size], return_inverse=True)
+        blocks = [_fine(pixels[rows[k:k + 256]]) for k in range(0, len(rows), 256)]
+        waves, at = np.concatenate([np.fft.rfft2(f) for f in blocks]), at.reshape(-1, 2)
         for b in range(0, len(at), 512):
-            out[a + b:a + b + 512] = _best_shift(fine[at[b:b + 512, 0]], fine[at[b:b + 512, 1]])
+            out[a + b:a + b + 512] = _best_shift(*(waves[at[b:b + 512, k]] for k in (0, 1)), blocks[0].shape[-1])
     return out
 
 # %% ../nbs/14_leaks.ipynb #b2db3526
