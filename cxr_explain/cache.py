@@ -130,11 +130,11 @@ def build_cache(folder:Path,       # gets `pixels/` and `masks/`
                 px:int,            # side of an image
                 make_key:str='',   # what else decides the images, such as a phantom's dials
                 workers:int=1,     # processes
-                shard:int|None=None, # images a shard; None: 256, or 1,024 for a set above 50,000
+                shard:int|None=None, # images a shard; None: 128, 256 above 20,000 images, 1,024 above 50,000
                 only:tuple|None=None # (k, n): make every n-th shard from the k-th on, and no index
                ) -> tuple[list[dict], int]: # the shards' records, in order; number of images made now
     "Make, or complete, the cache of all items."
-    shard = shard or (256 if len(items) <= 50_000 else 1024)
+    shard = shard or (128 if len(items) <= 20_000 else 256 if len(items) <= 50_000 else 1024)
     code, cut = _code_of(make), [items[a:a + shard] for a in range(0, len(items), shard)]
     tasks = [Task(Path(folder), k, part, make, px, _key(part, px, make_key, code)) for k, part in enumerate(cut)]
     own = tasks[only[0]::only[1]] if only else tasks
