@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'THREAD_VARIABLES', 'WRITERS', 'READERS', 'SHOWN', 'package_dir', 'repo_root', 'runs_root', 'Profile',
-           'get_profile', 'make_rng', 'set_threads', 'file_sha256', 'atomic_path', 'module_sources', 'code_cells',
-           'find_chapter', 'code_key', 'MissingArtefact', 'StaleArtefact', 'check_run_name', 'Run', 'is_fresh']
+           'get_profile', 'make_rng', 'set_threads', 'file_sha256', 'listing_key', 'atomic_path', 'module_sources',
+           'code_cells', 'find_chapter', 'code_key', 'MissingArtefact', 'StaleArtefact', 'check_run_name', 'Run',
+           'is_fresh']
 
 # %% ../nbs/00_config.ipynb #e93e9e00
 import ast
@@ -103,6 +104,18 @@ def set_threads(threads:int): # of numpy and torch
 def file_sha256(path:Path) -> str: # 64 hex digits
     "SHA-256 of a file's bytes."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def listing_key(folder:Path|None) -> str: # 64 hex digits, '' without a folder
+    "Hash of name, size and time of every file below a folder; no file is opened, hidden ones do not count."
+    if not folder: return ''
+    facts = []
+    for root, dirs, files in os.walk(folder, followlinks=True):
+        dirs[:] = [d for d in dirs if not d.startswith('.')]
+        for name in (f for f in files if not f.startswith('.')):
+            path = os.path.join(root, name)
+            if not os.path.exists(path): continue
+            s = os.stat(path); facts.append((path[len(str(folder)):], s.st_size, s.st_mtime_ns))
+    return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
 
 # %% ../nbs/00_config.ipynb #afe386bc
 def _sync_folder(path:Path):
@@ -229,8 +242,8 @@ class Run:
         self.chapter, self.profile = chapter, get_profile(profile, seed=seed)
         self.name = check_run_name(run_name or profile)
         self.dir = runs_root()/self.name
-        self.data_dir = Path(data_dir).absolute() if data_dir else None
-        if self.data_dir and not self.data_dir.is_dir():
+        self._data_dir, self.data_state = Path(data_dir).absolute() if data_dir else None, ''
+        if data_dir and not self._data_dir.is_dir():
             raise NotADirectoryError(f'data_dir={data_dir!r} is not a folder')
         set_threads(self.profile.threads)
         self.code = code_key(chapter, self.profile)
@@ -261,7 +274,18 @@ def seal(self:Run, name:str,          # a file, or a folder with an `index.json`
     self.outputs[name] = meta['sha256']
     return path
 
+@patch(as_prop=True)
+def data_dir(self:Run) -> Path | None:
+    "The folder with real data; who asks for it depends on what lies in it, and the stamp remembers that."
+    self.data_state = self.data_state or listing_key(self._data_dir)
+    return self._data_dir
+
 def _body(path:Path) -> Path: return path/'index.json' if path.is_dir() else path
+def _broken_shard(path:Path) -> str | None: # name of the first one that is missing or not as long as the index says
+    if not path.is_dir(): return None
+    def size(f): return f.stat().st_size if f.is_file() else None
+    shards = [s for s in _read_json(path/'index.json').get('shards', []) if 'bytes' in s]
+    return next((s['file'] for s in shards if size(path/s['file']) != s['bytes']), None)
 def _sidecar(path:Path) -> Path: return path.with_name(path.name + '.meta.json')
 
 # %% ../nbs/00_config.ipynb #70e67926
@@ -294,6 +318,7 @@ def check(self:Run, name:str) -> Path:
         raise StaleArtefact(f'{path} was made at another profile or seed; {again}')
     if file_sha256(body) != meta['sha256']:
         raise StaleArtefact(f'{path} was changed after it was written; {again} --force')
+    if shard := _broken_shard(path): raise StaleArtefact(f'{path/shard} is missing or cut; {again} --force')
     if repo_root() and meta['code'] != code_key(meta['chapter'], self.profile):
         raise StaleArtefact(f"{path} was made by older code of chapter {meta['chapter']!r}; {again}")
     if meta['chapter'] != self.chapter: self.inputs[name] = meta['sha256']
@@ -368,7 +393,8 @@ def finish(self:Run) -> pd.DataFrame: # the chapter's records
     with atomic_path(self.path(name)) as tmp: _write_json([r | key for r in self.records], tmp)
     self._write_times()
     self.outputs[name] = file_sha256(self.path(name))
-    facts = dict(code=self.code, data_dir=str(self.data_dir or ''), inputs=self.inputs, outputs=self.outputs)
+    facts = dict(code=self.code, data_dir=str(self._data_dir or ''), data_state=self.data_state, inputs=self.inputs,
+                 outputs=self.outputs)
     with atomic_path(self.path(f'stamps/{self.chapter}.json')) as tmp: _write_json(facts, tmp)
     table = pd.DataFrame(self.records)
     return table[[c for c in SHOWN if c in table]]
@@ -377,15 +403,16 @@ def finish(self:Run) -> pd.DataFrame: # the chapter's records
 def is_fresh(chapter:str, # module name
              profile:Profile,
              folder:Path, # of the run
-             data_dir:str|Path='' # folder with real data; its path counts, its content is taken as unchanged
+             data_dir:str|Path='' # folder with real data: its path, and for chapters that read it, names, sizes, times
             ) -> bool:
     "Whether a chapter's stamp says that its code, its inputs and its outputs are what they were."
     stamp = Path(folder)/'stamps'/f'{chapter}.json'
     if not stamp.is_file(): return False
     facts = _read_json(stamp)
     if facts.get('data_dir', '') != (str(Path(data_dir).absolute()) if data_dir else ''): return False
+    if (state := facts.get('data_state')) and state != listing_key(data_dir): return False
     def same(name, sha):
-        body = _body(Path(folder)/name)
-        return body.is_file() and file_sha256(body) == sha
+        path, body = Path(folder)/name, _body(Path(folder)/name)
+        return body.is_file() and file_sha256(body) == sha and not _broken_shard(path)
     return facts['code'] == code_key(chapter, profile) and all(
         same(name, sha) for name, sha in (facts['inputs'] | facts['outputs']).items())

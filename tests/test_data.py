@@ -17,7 +17,7 @@ from PIL import Image
 
 from cxr_explain import config, images
 from cxr_explain.cache import Cache, ChestDataset, Sample, build_cache, collate, prior_rows, unpack_masks
-from cxr_explain.config import Run, StaleArtefact, make_rng
+from cxr_explain.config import Run, StaleArtefact, is_fresh, make_rng
 from cxr_explain.data import (
     BrokenImages,
     ManifestError,
@@ -341,6 +341,22 @@ def test_a_replaced_file_of_the_same_size_is_read_again(tmp_path, monkeypatch, n
     assert run.times, 'its shard is'
 
 
+@pytest.mark.parametrize('change', ['exclude', 'film', 'shard'])
+def test_a_changed_data_folder_or_a_cut_shard_makes_the_chapter_stale(tmp_path, monkeypatch, change):
+    folder_of_films(tmp_path/'data'/'mine')
+    run, _ = build_real(tmp_path, monkeypatch)
+    run.finish()
+    def fresh(): return is_fresh('data', run.profile, run.dir, tmp_path/'data')
+    assert fresh()
+    if change == 'exclude': (tmp_path/'data'/'exclude.txt').write_text('mine_films_3')
+    elif change == 'film': touch_later(tmp_path/'data'/'mine'/'films'/'3.png')
+    else:
+        shard = run.path('pixels')/'00000.npy'
+        shard.write_bytes(shard.read_bytes()[:-9])
+        with pytest.raises(StaleArtefact, match='00000.npy is missing or cut'): run.check('pixels')
+    assert not fresh()
+
+
 @pytest.mark.parametrize('content', [b'', b'not a picture', b'\x89PNG\r\n\x1a\n cut', None])
 def test_a_broken_mask_costs_its_image_and_not_the_run(tmp_path, monkeypatch, content):
     folder_of_films(tmp_path/'data'/'mine', n=120); add_masks(tmp_path/'data'/'mine', n=120)
@@ -410,7 +426,8 @@ def test_rows_outside_an_official_split_are_counted_and_never_tested_on(tmp_path
     assert set(part[[f'films/{k}.png' for k in range(21, 60) if k != 20]]) <= {'train', 'select', 'calibrate'}
 
 
-TEXT = ' '.join(f'The {w} of this made-up person shows a sign that nobody else has.' for w in ('heart', 'lung', 'rib', 'spine'))
+ORGANS = ('heart', 'lung', 'rib', 'spine')
+TEXT = ' '.join(f'The {w} of this made-up person shows a sign that nobody else has.' for w in ORGANS)
 
 
 def reports_only(root, texts):
@@ -433,7 +450,8 @@ def test_equal_reports_without_patients_share_a_part(tmp_path, monkeypatch):
     reports_only(tmp_path/'data'/'openi', some_texts(300) + [TEXT]*12)
     run, _ = build_real(tmp_path, monkeypatch)
     texts = run.load('reports.parquet')
-    assert texts.part[texts.findings == TEXT].nunique() == 1 and texts.split_group[texts.findings == TEXT].nunique() == 1
+    same = texts[texts.findings == TEXT]
+    assert same.part.nunique() == 1 and same.split_group.nunique() == 1
 
 
 def test_a_report_that_an_image_of_another_part_has_stops_the_run(tmp_path, monkeypatch):

@@ -79,6 +79,11 @@ def test_mistakes_are_one_line(toy, args, message):
     with pytest.raises(SystemExit, match=message): runner.main(['reproduce', *args])
 
 
+@pytest.mark.parametrize('chapter, message', [('findings', 'trains nothing'), ('nothing', 'cxr_explain.nothing')])
+def test_a_chapter_that_cannot_be_trained_is_one_line(toy, chapter, message):
+    with pytest.raises(SystemExit, match=message): runner.main(['train', chapter, '--profile', 'smoke'])
+
+
 OUTPUTS = ('import sys\nfrom matplotlib import pyplot as plt\nimport pandas as pd',
            'fig, ax = plt.subplots(figsize=(2, 2))\nax.plot([1, 2])\nrun.figure(fig, "line");',
            'print("a"); print("warning", file=sys.stderr); print("b")\npd.DataFrame(dict(x=[1, 2]))',
