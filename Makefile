@@ -52,8 +52,8 @@ lab: $(READY) ## open the notebooks in JupyterLab
 site: $(READY) ## render the website to _docs/
 	@$(RUNNER) site
 
-bench: $(READY) ## run the benchmarks
-	@$(RUNNER) bench --profile $(PROFILE)
+bench: $(READY) ## run the benchmarks (PROFILE=smoke: in seconds)
+	@$(RUNNER) bench --profile $(PROFILE) $(if $(RUN),--run "$(RUN)")
 
 hooks: $(READY) ## install git hooks that keep notebooks clean and merge them
 	@$(BIN)/nbdev_install_hooks

@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['UNSTATED', 'STATEMENTS', 'NIH_LABELS', 'NIH_UNREAD', 'NIH_COLUMNS', 'PNEUMONIAS', 'COVID_COLUMNS', 'COVID_OPTIONAL',
            'CHEXPERT_FILE', 'CHEXPERT_COLUMNS', 'PLUS_COLUMNS', 'PLUS_OPTIONAL', 'MIMIC_META', 'MIMIC_OPTIONAL',
-           'FOLDER_TEXT', 'FOLDER_OTHER', 'COLLECTIONS', 'EXTERNAL', 'LAYOUTS', 'label_texts', 'join_text',
-           'files_below', 'nih_labels', 'nih_id', 'read_nih', 'read_diagnosis', 'read_covid', 'chexpert_ids',
-           'read_chexpert', 'read_chexpert_plus', 'read_zip_texts', 'read_mimic_jpg', 'read_mimic_dicom', 'parse_openi',
-           'openi_key', 'read_openi', 'read_openi_jsonl', 'parquet_files', 'group_equal', 'read_parquet', 'image_file',
-           'read_folder', 'Layout', 'get_layout', 'matches', 'folders_below', 'survey', 'missing_files', 'absent',
-           'check_files', 'drop_absent', 'drop_known', 'reconcile', 'find_sources', 'read_phantom', 'phantom_rows']
+           'REPORT_PLACES', 'FOLDER_TEXT', 'FOLDER_OTHER', 'COLLECTIONS', 'EXTERNAL', 'LAYOUTS', 'label_texts',
+           'join_text', 'files_below', 'nih_labels', 'nih_id', 'read_nih', 'read_diagnosis', 'read_covid',
+           'chexpert_ids', 'read_chexpert', 'read_chexpert_plus', 'read_zip_texts', 'read_mimic_jpg',
+           'read_mimic_dicom', 'parse_openi', 'openi_key', 'read_openi', 'read_openi_jsonl', 'parquet_files',
+           'group_equal', 'read_parquet', 'image_file', 'read_columns', 'read_folder', 'Layout', 'get_layout',
+           'matches', 'folders_below', 'survey', 'missing_files', 'optional_files', 'absent', 'check_files',
+           'drop_absent', 'drop_known', 'reconcile', 'find_sources', 'read_phantom', 'phantom_rows']
 
 # %% ../nbs/13_adapters.ipynb #4fdced72
 import functools
@@ -64,7 +65,10 @@ STATEMENTS |= {
         licence='NIH Clinical Center: no restrictions on use, attribution required',
         attribution='NIH Clinical Center; Wang et al., ChestX-ray8, CVPR 2017, pp. 3462-3471',
         biases='one research hospital; labels mined from unpublished reports; many follow-ups of few patients',
-        may_show='images, with attribution and a link to the download site'),
+        may_show='images, with attribution and a link to the download site')}
+
+# %% ../nbs/13_adapters.ipynb #9213e3bf
+STATEMENTS |= {
     'covid': dict(
         licence='per image; see each row', attribution='Cohen et al., COVID-19 image data collection, arXiv:2003.11597',
         biases='figures of publications; nearly all films positive; the label is the diagnosis of the case',
@@ -73,11 +77,7 @@ STATEMENTS |= {
         licence='http://creativecommons.org/licenses/by-nc-nd/4.0/',
         attribution='Demner-Fushman et al., JAMIA 2016; Indiana University; Open-i, U.S. National Library of Medicine',
         biases='two hospital systems of one state; mostly normal; no age, sex or patient; names replaced by XXXX',
-        may_show='unchanged and for non-commercial use only; this project shows none')}
-
-# %% ../nbs/13_adapters.ipynb #46827dd1
-STATEMENTS |= {
-    'openi_jsonl': STATEMENTS['openi'],
+        may_show='unchanged and for non-commercial use only; this project shows none'),
     'parquet': dict(
         licence='that of the original set; a mirror cannot change it', attribution='the original set',
         biases='no patient ids: parts cannot be checked; text may be cut or selected',
@@ -88,6 +88,7 @@ STATEMENTS |= {
     'phantom': dict(
         licence='CC0-1.0', attribution='none needed', biases='known by construction; see chapter phantom',
         may_show='everything; no real patient')}
+STATEMENTS['openi_jsonl'] = STATEMENTS['openi']
 
 # %% ../nbs/13_adapters.ipynb #e6d33d6f
 def label_texts(texts:pd.Series # reports; missing values stay unlabelled
@@ -366,9 +367,10 @@ def _mimic_people(root, df): # sex and age, if patients.csv of MIMIC-IV is there
     years = pd.to_numeric(p.date) // 10000 - pd.to_numeric(p.year)  # dates of a patient are shifted together
     return pd.DataFrame(dict(sex=each(p.sex, read_sex), age=pd.to_numeric(p.age) + years))
 
-def _find_reports(root): # in the set's folder, or in the sister set beside it
-    return first_file(root, 'mimic-cxr-reports.zip', '../mimic-cxr*/mimic-cxr-reports.zip',
-                      '../../mimic-cxr/*/mimic-cxr-reports.zip')
+REPORT_PLACES = ('mimic-cxr-reports.zip', '../mimic-cxr*/mimic-cxr-reports.zip',
+                 '../../mimic-cxr/*/mimic-cxr-reports.zip')  # in the set's folder, or in the sister set beside it
+
+def _find_reports(root): return first_file(root, *REPORT_PLACES)
 
 # %% ../nbs/13_adapters.ipynb #1dd0482a
 def _mimic_rows(df, root, reports, kind):
@@ -598,12 +600,20 @@ def _folder_facts(df, ids, where):
               for i, m in zip(ids, df.get('mask', pd.Series(index=df.index))) if pd.notna(m)]
     return as_facts(facts, where)
 
-def _folder_labels(df, path):
+def _folder_labels(df, path, source):
     if not any(w in df for words in LABEL_WORDS.values() for w in words):
         if not {'findings', 'impression'} & set(df): raise AdapterError(f'{path} has neither labels nor reports')
         return label_texts(join_text(df.reindex(columns=['findings', 'impression'])))
     y = read_labels(df, path)
-    return y.join(y.notna().add_prefix('x').rename(columns=lambda c: c.replace('xlabel_', 'annotated_')))
+    return y.join(read_columns(y, source).rename(columns=lambda c: c.replace('label_', 'annotated_')))
+
+def read_columns(y:pd.DataFrame,  # label_* columns
+                 source:pd.Series # source of each row
+                ) -> pd.DataFrame: # bool, the same columns: whether the source looked for this label in this row
+    "In a column where a source writes 0, its blanks were never read; where it writes 1 only, a blank is silence."
+    said, no = y.notna(), y.eq(0).groupby(source).transform('any')
+    used = said.groupby(source).transform('any')
+    return said.where(no, used)
 
 # %% ../nbs/13_adapters.ipynb #1a409746
 def read_folder(root:Path,     # folder with metadata.csv
@@ -619,7 +629,7 @@ def read_folder(root:Path,     # folder with metadata.csv
                          dict(view=read_view, sex=read_sex, age=read_age, order=float).items() if c in df})
     if 'part' not in df: known['part'] = source.map(dict.fromkeys(EXTERNAL, 'external'))
     if 'licence' not in df: known['licence'] = licence
-    rows = as_rows(known.join(_folder_labels(df, path)), name)
+    rows = as_rows(known.join(_folder_labels(df, path, source)), name)
     return Source(name, root, rows, _folder_facts(df, rows.image_id, path), STATEMENTS['folder'])
 
 # %% ../nbs/13_adapters.ipynb #c7f1f354
@@ -630,16 +640,22 @@ class Layout:
     read:object   # root -> Source
     tables:tuple  # file patterns below the set's folder, all needed; '|' between alternatives
     words:tuple = () # column names that the first table must have
+    optional:tuple = () # file patterns of what the reader uses if it is there
+
+_JPG = ('mimic-cxr-2.0.0-metadata.csv*', 'mimic-cxr-2.0.0-split.csv*', 'mimic-cxr-2.0.0-chexpert.csv*')
+_BESIDE = ('|'.join(REPORT_PLACES), 'mimic-cxr-2.1.0-test-set-labeled.csv*', 'patients.csv*')
 
 LAYOUTS = (
-    Layout('mimic_jpg', read_mimic_jpg, ('mimic-cxr-2.0.0-metadata.csv*', 'mimic-cxr-2.0.0-split.csv*',
-                                         'mimic-cxr-2.0.0-chexpert.csv*'), ('dicom_id',)),
-    Layout('mimic_dicom', read_mimic_dicom, ('cxr-record-list.csv*',), ('dicom_id', 'path')),
-    Layout('chexpert_plus', read_chexpert_plus, ('df_chexpert_plus_240401.csv',), ('path_to_image',)),
+    Layout('mimic_jpg', read_mimic_jpg, _JPG, ('dicom_id',), _BESIDE),
+    Layout('mimic_dicom', read_mimic_dicom, ('cxr-record-list.csv*',), ('dicom_id', 'path'), (*_JPG, *_BESIDE)),
+    Layout('chexpert_plus', read_chexpert_plus, ('df_chexpert_plus_240401.csv',), ('path_to_image',),
+           ('impression_fixed.json|*/impression_fixed.json',)),
     Layout('chexpert', read_chexpert, ('train.csv', 'valid.csv'), ('Frontal/Lateral',)),
-    Layout('nih', read_nih, ('Data_Entry_2017*.csv*',), ('Image Index',)),
+    Layout('nih', read_nih, ('Data_Entry_2017*.csv*',), ('Image Index',),
+           ('train_val_list.txt', 'test_list.txt', 'BBox_List_2017*.csv*')),
     Layout('covid', read_covid, ('metadata.csv',), ('finding', 'filename')),
-    Layout('openi', read_openi, ('NLMCXR_reports.tgz|ecgen-radiology/*.xml',)),
+    Layout('openi', read_openi, ('NLMCXR_reports.tgz|ecgen-radiology/*.xml',), (),
+           ('indiana_projections.csv', 'NLMCXR_png/*.png|**/*.png')),
     Layout('openi_jsonl', read_openi_jsonl, ('openi_reports.jsonl',)),
     Layout('folder', read_folder, ('metadata.csv',), ('path',)),
     Layout('parquet', read_parquet, ('*.parquet|data/*.parquet',), ('image', 'findings', 'impression')))
@@ -689,9 +705,17 @@ def missing_files(kind:str, # of a layout, such as 'mimic_jpg'
                   root:Path # the set's folder
                  ) -> list[str]: # paths below root; empty if the set is complete
     "Every file that a set's own tables list and the disk lacks."
-    layout, root = get_layout(kind), Path(root)
-    tables = [t.replace('*', '').replace('|', ' or ') for t in layout.tables if not first_file(root, *t.split('|'))]
-    return tables or absent(layout.read(root))
+    layout = get_layout(kind)
+    return _lacking(root, layout.tables) or absent(layout.read(Path(root)))
+
+def _lacking(root, patterns): # patterns that no file matches, as names
+    gone = [p.replace('.csv*', '.csv').replace('2017*', '2017') for p in patterns
+            if not first_file(Path(root), *p.split('|'))]
+    return [' or '.join(w for w in p.split('|') if not w.startswith('..')) for p in gone]
+
+def optional_files(kind:str, root:Path) -> list[str]: # as for `missing_files`
+    "Every file that the reader of a set would use and does not find."
+    return _lacking(root, get_layout(kind).optional)
 
 def absent(source:Source) -> list[str]: # paths below the source's root
     "Every image or mask that a source lists and the disk lacks."
@@ -700,8 +724,9 @@ def absent(source:Source) -> list[str]: # paths below the source's root
 
 def check_files(kind:str, root:Path) -> str: # one line
     "A sentence on what is missing, with the first names."
-    gone = missing_files(kind, root)
-    return f'{kind}: {len(gone):,} files are missing: {few(gone)}' if gone else f'{kind}: no file is missing'
+    gone, extra = missing_files(kind, root), optional_files(kind, root)
+    line = f'{kind}: {len(gone):,} files are missing: {few(gone)}' if gone else f'{kind}: no file is missing'
+    return line + (f"; optional and not there: {', '.join(extra)}" if extra else '')
 
 # %% ../nbs/13_adapters.ipynb #264e39ac
 def drop_absent(source:Source) -> Source: # a copy

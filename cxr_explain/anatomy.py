@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SIDE_SIGN', 'RIB', 'HEART', 'MARKER', 'FIRST_OBJECT', 'Body', 'draw_body', 'lung', 'trunk', 'dome', 'heart',
            'mediastinum', 'hilum', 'rib_lines', 'rib_tubes', 'ribs', 'spine_bones', 'shoulders', 'inside_lung',
-           'vessels', 'airways', 'soft_parts', 'Chest', 'build_chest', 'hull', 'solid_interval', 'near_pixels',
+           'vessels', 'airways', 'soft_parts', 'bones', 'Chest', 'build_chest', 'hull', 'solid_interval', 'near_pixels',
            'hull_interval', 'stack_window', 'Rays', 'lung_pixels', 'lung_rays', 'trunk_depth', 'normal_depth']
 
 # %% ../nbs/05_anatomy.ipynb #69fbb54c
@@ -16,7 +16,7 @@ from .config import Run, make_rng
 from .rays import (
     EYE, MU, Detector, Ellipsoids, Stack, Tubes, View, chain, detect, develop, draw_ellipsoids, draw_tubes, ellipsoid,
     ellipsoid_interval, expose, free_length, join, lookup, magnify, object_grid, project, reuse_memory, smooth,
-    stack, stack_interval, tubes, turn)
+    stack, stack_interval, take, tubes, turn)
 
 # %% ../nbs/05_anatomy.ipynb #58ffed49
 SIDE_SIGN = {'right': -1, 'left': 1}  # of x: the patient's left is positive
@@ -70,15 +70,15 @@ def lung(body:Body, side:str) -> Stack:
     return stack(tuple(z), SIDE_SIGN[side]*(out + inn)/2, cy, (out - inn)/2, b, 13.9, -17.5, 4.5, .45, body.tall)
 
 # %% ../nbs/05_anatomy.ipynb #2aadeb9f
-_TRUNK = np.array([  # height, half width, half depth
-    (-25, 15.3, 10.), (-14, 15.8, 10.6), (-8, 16.3, 11.), (-2, 16.8, 11.), (4, 18., 10.6), (8, 19.6, 9.5), (10.6, 18.2,
-        8.),
-    (12.6, 12.3, 7.), (14.4, 8., 6.4), (17, 6.4, 6.2), (25, 6.3, 6.2)]).T
+_TRUNK = np.array([  # height, half width, half depth, centre y (cm): the breast bone slopes back towards the neck
+    (-25, 15.3, 10.6, .3), (-14, 15.8, 11., .3), (-8, 16.3, 11., .3), (-2, 16.8, 10.8, .3), (4, 18., 9.7, .6),
+    (8, 19.6, 8.2, 1.1), (10.6, 18.2, 7., 1.6), (12.6, 12.3, 6.2, 1.9), (14.4, 8., 5.8, 1.9), (17, 6.4, 5.6, 1.7),
+    (25, 6.3, 5.6, 1.7)]).T
 
 def trunk(body:Body) -> Stack:
     "Skin of trunk, shoulders and neck."
-    z, a, b = _TRUNK; fat = body.girth*np.clip((14 - z)/4, .3, 1)
-    return stack(tuple(z), 0., .3, a*body.wide + fat, b*body.wide + .8*fat, cap=.1, square=.35, tall=body.tall)
+    z, a, b, cy = _TRUNK; fat = body.girth*np.clip((14 - z)/4, .3, 1)
+    return stack(tuple(z), 0., cy, a*body.wide + fat, b*body.wide + .8*fat, cap=.1, square=.35, tall=body.tall)
 
 def dome(body:Body, side:str,
          breath:float=1., # 0 (out) to 1 (full breath)
@@ -147,11 +147,12 @@ def rib_lines(body:Body, side:str, pieces:int=15) -> np.ndarray: # (12, pieces+1
 
 # %% ../nbs/05_anatomy.ipynb #4c1fb81a
 def rib_tubes(line:np.ndarray, # (n,3) or (k,n,3)
-              obj, unless=-1) -> Tubes:
+              obj, unless=-1,
+              pieces=slice(None) # of the rib's 15, for a part of one
+             ) -> Tubes:
     "Bone with a compact shell along centre lines."
-    n = np.shape(line)[-2] - 1
-    r = np.interp(np.linspace(0, 1, n), (0, .15, .6, 1), (.5, .58, .62, .66))
-    return chain(line, r, .42, .78, .085, obj, unless)
+    r = np.interp(np.linspace(0, 1, 15), (0, .15, .6, 1), (.5, .58, .62, .66))
+    return chain(line, r[pieces], .42, .78, .085, obj, unless)
 
 def ribs(body:Body) -> Tubes:
     "All 24 ribs."
@@ -180,7 +181,7 @@ def shoulders(body:Body, view:str) -> tuple: # Tubes, Ellipsoids
         lift = body.collar
         t += [chain(smooth([p(1.9, -6.8, 8.), p(6.5, -6.6, 8.8 + .3*lift), p(11.5, -2.5, 9.7 + .7*lift),
                             p(16.3, 0, 10.3 + lift)], 12),
-                    np.interp(np.arange(12), (0, 3, 9, 11), (.72, .52, .55, .75)), wall*1.1, .74, .11),
+                    np.interp(np.arange(12), (0, 3, 9, 11), (.72, .55, .58, .75)), wall*1.5, .74, .14),
               chain([p(9.3 + roll, 9, 8.), p(9.6 + roll, 9.6, 2), p(10.8 + roll, 9.4, -4.4)], .28, wall*.8),
               chain([p(10.8 + roll, 9.4, -4.4), p(13.6 + .8*roll, 7, 2), p(15.8 + .5*roll, 4, 7.2)], .42, wall*.75),
               chain([p(9.4 + roll, 9.4, 6.6), p(13 + roll*.7, 8, 8.6), p(17.2, 2.5, 10.6)], .42, wall*.7),
@@ -192,33 +193,37 @@ def shoulders(body:Body, view:str) -> tuple: # Tubes, Ellipsoids
     return join(*t), join(*e)
 
 # %% ../nbs/05_anatomy.ipynb #46870285
-def inside_lung(body:Body, side:str, p:np.ndarray, # (...,3) cm
+def inside_lung(body:Body, side, # 'left', 'right' or the `SIDE_SIGN` of each point
+                p:np.ndarray, # (...,3) cm
                 breath:float=1., edge:float=.9 # share of the radius that counts as inside
                ) -> np.ndarray: # bool
     "Which points lie in a lung, above the diaphragm."
-    cx, cy, a, b = lookup(lung(body, side), p[..., 2])
-    (dx, dy, dz), d = dome(body, side, breath)
-    q = ((p[..., 0] - dx)/d[0, 0])**2 + ((p[..., 1] - dy)/d[1, 1])**2 + (np.maximum(p[..., 2] - dz, 0)/d[2, 2])**2
-    return (((p[..., 0] - cx)/(a + 1e-6))**2 + ((p[..., 1] - cy)/(b + 1e-6))**2 < edge**2) & (q > 1)
+    s = SIDE_SIGN[side] if isinstance(side, str) else side
+    x, y, z = s*p[..., 0], p[..., 1], p[..., 2] # the right lung is the mirror image of the left
+    cx, cy, a, b = lookup(lung(body, 'left'), z)
+    (dx, dy, dz), d = dome(body, 'left', breath); high = z - dz - body.dome_gap*body.tall*(s < 0)
+    q = ((x - dx)/d[0, 0])**2 + ((y - dy)/d[1, 1])**2 + (np.maximum(high, 0)/d[2, 2])**2
+    return (((x - cx)/(a + 1e-6))**2 + ((y - cy)/(b + 1e-6))**2 < edge**2) & (q > 1)
 
 # %% ../nbs/05_anatomy.ipynb #54fa7e15
-def vessels(rng:np.random.Generator, body:Body, side:str, generations:int=5) -> Tubes:
-    "Arteries and veins of one lung."
-    s = SIDE_SIGN[side]; hilum_at = np.array(hilum(body, side)[0])
-    fan = np.radians([80, 60, 40, 18, -4, -24, -42, -58, -75, -30]) + rng.normal(0, .12, 10)
-    d = np.stack([s*np.cos(fan), rng.normal(.05, .5, 10), np.sin(fan)], -1)
-    p = hilum_at + d*(.5, .4, 1.2); parts = []
-    r = .42*(1 - .28*np.sin(fan))*rng.uniform(.8, 1.2, 10); step = rng.uniform(2.2, 3., 10)*body.tall
+_FAN = np.radians([80, 60, 40, 18, -4, -24, -42, -58, -75, -30]*2) # directions in which vessels leave the hila
+
+def vessels(rng:np.random.Generator, body:Body, generations:int=5) -> dict: # side -> Tubes
+    "Arteries and veins of both lungs, grown together."
+    s, root = np.repeat([*SIDE_SIGN.values()], 10), np.repeat([hilum(body, k)[0] for k in SIDE_SIGN], 10, axis=0)
+    fan = _FAN + rng.normal(0, .12, 20); d = np.stack([s*np.cos(fan), rng.normal(.05, .5, 20), np.sin(fan)], -1)
+    p = root + d*(.5, .4, 1.2); parts, whose = [], []
+    r = .42*(1 - .28*np.sin(fan))*rng.uniform(.8, 1.2, 20); step = rng.uniform(2.2, 3., 20)*body.tall
     for _ in range(generations):
-        d = d/np.linalg.norm(d, axis=1, keepdims=True)
-        end = p + d*step[:, None]
-        ok = inside_lung(body, side, end, edge=.97); p, end, d, r, step = p[ok], end[ok], d[ok], r[ok], step[ok]
-        parts.append(tubes(p, end, r, MU.soft - MU.lung, 0, 0, 0, -1))
+        d = d/np.sqrt((d*d).sum(1, keepdims=True)); end = p + d*step[:, None]
+        ok = inside_lung(body, s, end, edge=.97); p, end, d, r, step, s = (v[ok] for v in (p, end, d, r, step, s))
+        parts.append(tubes(p, end, r, MU.soft - MU.lung, 0, 0, 0, -1)); whose.append(s)
         away = rng.normal(0, 1, d.shape); away -= (away*d).sum(1, keepdims=True)*d
-        away /= np.linalg.norm(away, axis=1, keepdims=True) + 1e-6
-        d = np.concatenate([d + .42*away, d - .52*away]); p = np.concatenate([end, end])
+        away /= np.sqrt((away*away).sum(1, keepdims=True)) + 1e-6
+        d = np.concatenate([d + .42*away, d - .52*away]); p = np.concatenate([end, end]); s = np.concatenate([s, s])
         r = np.concatenate([r*.82, r*.68]); step = np.concatenate([step*.86, step*.8])*rng.uniform(.8, 1.2, 2*len(step))
-    return join(*parts)
+    whole, whose = join(*parts), np.concatenate(whose)
+    return {k: take(whole, whose == v) for k, v in SIDE_SIGN.items()}
 
 # %% ../nbs/05_anatomy.ipynb #86b55146
 def airways(body:Body) -> Tubes:
@@ -226,7 +231,7 @@ def airways(body:Body) -> Tubes:
     trachea = smooth([(0, 1., 18*body.tall), (.1, 1.6, 10*body.tall), (-.35*body.knob, 2.4, 4.5), (-.1, 2.8, .4)], 8)
     right = smooth([(-.1, 2.8, .6), (-1.7, 2.8, -1.3), (-3.2, 2.6, -3.4)], 5)
     left = smooth([(.1, 2.8, .6), (2.1, 2.8, -.9), (4.2, 2.7, -2.2)], 5)
-    return join(chain(trachea, 1., -MU.soft), *(chain(b, np.linspace(.72, .55, 5), -MU.soft*.75) for b in (right,
+    return join(chain(trachea, 1.05, -MU.soft), *(chain(b, np.linspace(.72, .55, 5), -MU.soft*.75) for b in (right,
         left)))
 
 # %% ../nbs/05_anatomy.ipynb #a5b5a1a9
@@ -247,6 +252,12 @@ def soft_parts(rng:np.random.Generator, body:Body, view:str, breath:float=1.) ->
     return join(*e)
 
 # %% ../nbs/05_anatomy.ipynb #2fff8b9e
+@functools.lru_cache(maxsize=8)
+def bones(body:Body, view:str) -> tuple: # Tubes, Ellipsoids; kept for the patient's next film: copy before changing
+    "All bones and airways; from the side the arms are up and out of the way."
+    (t, e), own = shoulders(body, view), [ribs(body), spine_bones(body), airways(body)]
+    return (join(*own), take(e, np.s_[:0])) if view == 'lateral' else (join(*own, t), e)
+
 @dataclass
 class Chest:
     "All solids of one exposure of one patient."
@@ -261,14 +272,10 @@ class Chest:
 def build_chest(rng:np.random.Generator, body:Body, view:str, breath:float=1., grow:float=1., widen:float=0.) -> Chest:
     "A normal chest (with `grow` and `widen`: an enlarged heart, a wide mediastinum)."
     reuse_memory()
-    bones, blobs = shoulders(body, view)
-    tree = {s: vessels(rng, body, s) for s in SIDE_SIGN}
-    parts = (ribs(body), spine_bones(body), airways(body))
-    if view != 'lateral': parts += (bones,)
-    soft = soft_parts(rng, body, view, breath)
+    hard, blobs = bones(body, view); tree = vessels(rng, body); soft = soft_parts(rng, body, view, breath)
     return Chest(body, breath, trunk(body), {s: lung(body, s) for s in SIDE_SIGN}, heart(body, breath, grow),
-                 mediastinum(body, widen), {s: hilum(body, s) for s in SIDE_SIGN}, join(*parts), tree,
-                 soft if view == 'lateral' else join(blobs, soft))
+                 mediastinum(body, widen), {s: hilum(body, s) for s in SIDE_SIGN}, take(hard, np.s_[:]), tree,
+                 join(blobs, soft))
 
 # %% ../nbs/05_anatomy.ipynb #168e6e3b
 def hull(intervals:list) -> tuple: # near, far

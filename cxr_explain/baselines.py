@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 
 from .cache import Cache
 from .calibration import fit_temperature
-from .comparison import AGAINST, evaluate, masked, record_scores
+from .comparison import AGAINST, evaluate_part, masked, record_scores
 from .config import Run, make_rng
 from .data import eval_targets, select_views, train_targets
 from .findings import LABELS, ancestors, label_columns, slug
@@ -181,11 +181,15 @@ def score_predictions(run:Run, model:str,
                      ):
     "Record a model's scores on one part."
     pred = load_predictions(run, model).of(part)
+    options = dict(thresholds=pred.thresholds, few=few_positives(run.profile))
     for against in known_targets(pred.rows):
-        y, about = score_targets(pred.rows, against), (pred.rows.patient_id, pred.rows.weight)
-        table = evaluate(y, pred.p, *about, pred.thresholds, few=few_positives(run.profile))
+        table = evaluate_part(pred.rows, pred.p, against, **options)
         kept = table if full else table[table.finding.isna() | (table.name == 'auroc')]
         record_scores(run, kept, model, part, against)
+    if full: # the other reading of silence: what a report does not mention is not scored
+        table = evaluate_part(pred.rows, pred.p, 'label', 'ignore', **options)
+        mean = table[table.name == 'auroc_macro'].assign(name='auroc_macro_blank_ignored')
+        record_scores(run, mean, model, part, 'label')
 
 # %% ../nbs/21_baselines.ipynb #d7c9f3e1
 def _ideal_mean(y, p, w): # y is 1 on every row that has an observer

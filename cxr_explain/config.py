@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'THREAD_VARIABLES', 'WRITERS', 'READERS', 'SHOWN', 'package_dir', 'repo_root', 'runs_root', 'Profile',
-           'get_profile', 'make_rng', 'set_threads', 'file_sha256', 'atomic_path', 'module_sources', 'code_cells',
-           'find_chapter', 'code_key', 'MissingArtefact', 'StaleArtefact', 'Run', 'is_fresh']
+           'get_profile', 'make_rng', 'set_threads', 'file_sha256', 'listing_key', 'atomic_path', 'module_sources',
+           'code_cells', 'find_chapter', 'code_key', 'MissingArtefact', 'StaleArtefact', 'check_run_name', 'Run',
+           'is_fresh']
 
 # %% ../nbs/00_config.ipynb #e93e9e00
 import ast
@@ -12,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -34,7 +36,6 @@ def repo_root() -> Path | None: # None when the package is installed without its
     root = Path(os.environ.get('CXR_EXPLAIN_ROOT') or package_dir().parent).absolute()
     return root if (root/'settings.ini').is_file() and (root/'nbs').is_dir() else None
 
-# %% ../nbs/00_config.ipynb #81b65f78
 def runs_root() -> Path: # folder that holds one folder a run
     "Where runs are kept: `$CXR_EXPLAIN_RUNS`, else `runs/` in the checkout, else `runs/` here."
     return Path(os.environ.get('CXR_EXPLAIN_RUNS') or (repo_root() or Path.cwd())/'runs').absolute()
@@ -103,6 +104,18 @@ def set_threads(threads:int): # of numpy and torch
 def file_sha256(path:Path) -> str: # 64 hex digits
     "SHA-256 of a file's bytes."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def listing_key(folder:Path|None) -> str: # 64 hex digits, '' without a folder
+    "Hash of name, size and time of every file below a folder; no file is opened, hidden ones do not count."
+    if not folder: return ''
+    facts = []
+    for root, dirs, files in os.walk(folder, followlinks=True):
+        dirs[:] = [d for d in dirs if not d.startswith('.')]
+        for name in (f for f in files if not f.startswith('.')):
+            path = os.path.join(root, name)
+            if not os.path.exists(path): continue
+            s = os.stat(path); facts.append((path[len(str(folder)):], s.st_size, s.st_mtime_ns))
+    return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
 
 # %% ../nbs/00_config.ipynb #afe386bc
 def _sync_folder(path:Path):
@@ -211,6 +224,12 @@ def _plain(value):
     if isinstance(value, float): return float(f'{value:.6g}') if np.isfinite(value) else None
     return value
 
+# %% ../nbs/00_config.ipynb #8369cda7
+def check_run_name(name:str) -> str: # the same name
+    "Raises `ValueError` for a name that could lead out of the runs folder."
+    if re.fullmatch(r'\w[\w.-]*', name) and '..' not in name: return name
+    raise ValueError(f'{name!r} cannot name a run: it is a folder below runs/, so use letters, digits, _ and - only')
+
 # %% ../nbs/00_config.ipynb #beb3fb57
 class Run:
     "One chapter's view of a run: checked inputs, signed outputs, figures and result records."
@@ -221,10 +240,10 @@ class Run:
                  data_dir:str='',      # folder with real data sets; needed when the profile's source is 'disk'
                  seed:int=0):          # replaces the profile's seed
         self.chapter, self.profile = chapter, get_profile(profile, seed=seed)
-        self.name = run_name or profile
+        self.name = check_run_name(run_name or profile)
         self.dir = runs_root()/self.name
-        self.data_dir = Path(data_dir).absolute() if data_dir else None
-        if self.data_dir and not self.data_dir.is_dir():
+        self._data_dir, self.data_state = Path(data_dir).absolute() if data_dir else None, ''
+        if data_dir and not self._data_dir.is_dir():
             raise NotADirectoryError(f'data_dir={data_dir!r} is not a folder')
         set_threads(self.profile.threads)
         self.code = code_key(chapter, self.profile)
@@ -255,7 +274,18 @@ def seal(self:Run, name:str,          # a file, or a folder with an `index.json`
     self.outputs[name] = meta['sha256']
     return path
 
+@patch(as_prop=True)
+def data_dir(self:Run) -> Path | None:
+    "The folder with real data; who asks for it depends on what lies in it, and the stamp remembers that."
+    self.data_state = self.data_state or listing_key(self._data_dir)
+    return self._data_dir
+
 def _body(path:Path) -> Path: return path/'index.json' if path.is_dir() else path
+def _broken_shard(path:Path) -> str | None: # name of the first one that is missing or not as long as the index says
+    if not path.is_dir(): return None
+    def size(f): return f.stat().st_size if f.is_file() else None
+    shards = [s for s in _read_json(path/'index.json').get('shards', []) if 'bytes' in s]
+    return next((s['file'] for s in shards if size(path/s['file']) != s['bytes']), None)
 def _sidecar(path:Path) -> Path: return path.with_name(path.name + '.meta.json')
 
 # %% ../nbs/00_config.ipynb #70e67926
@@ -288,6 +318,7 @@ def check(self:Run, name:str) -> Path:
         raise StaleArtefact(f'{path} was made at another profile or seed; {again}')
     if file_sha256(body) != meta['sha256']:
         raise StaleArtefact(f'{path} was changed after it was written; {again} --force')
+    if shard := _broken_shard(path): raise StaleArtefact(f'{path/shard} is missing or cut; {again} --force')
     if repo_root() and meta['code'] != code_key(meta['chapter'], self.profile):
         raise StaleArtefact(f"{path} was made by older code of chapter {meta['chapter']!r}; {again}")
     if meta['chapter'] != self.chapter: self.inputs[name] = meta['sha256']
@@ -318,33 +349,53 @@ def _record(self, name, value, fields):
         raise ValueError(f'record {name!r} has no value; say why with reason=...')
     return dict(name=name, value=value, **{k: _plain(v) for k, v in fields.items()}, seed=self.profile.seed)
 
+# %% ../nbs/00_config.ipynb #b8be9bc7
+def _check_interval(r:dict): # a record
+    given = [r.get(k) is not None for k in ('low', 'high', 'n')]
+    if not (any(given[:2]) or isinstance(r['value'], float)) or (r.get('no_interval') and not any(given[:2])): return
+    if not all(given): raise ValueError(f"record {r['name']!r} needs low, high and n, or no_interval='why'")
+    if not r['low'] <= r['high']: raise ValueError(f"record {r['name']!r}: low {r['low']} is above high {r['high']}")
+
 @patch
 def record(self:Run, name:str,       # such as 'auroc_macro'
            value,                # None when it cannot be computed; then give `reason`
-           low=None, high=None,  # 95 % interval
-           **fields):            # n, patients, part, model, finding, ...
-    "Keep one result for `results/<chapter>.json`."
-    self.records.append(_record(self, name, value, dict(low=low, high=high, **fields)))
+           low=None, high=None,  # 95 % interval; counts (int), flags (bool) and words (str) have none
+           **fields):            # n, patients, part, model, finding, ...; no_interval: why a float has none
+    "Keep one result for `results/<chapter>.json`; raises `ValueError` for a number without interval and n."
+    made = _record(self, name, value, dict(low=low, high=high, **fields))
+    _check_interval(made); self.records.append(made)
+    return value
+
+# %% ../nbs/00_config.ipynb #c2b2408b
+@patch
+def time(self:Run, name:str, value,
+         chapter:str='', # whose time it is, where a benchmark measures another chapter
+         **fields):
+    "Keep one time, rate or memory figure for `results/<chapter>.timing.json`."
+    bench = dict(bench=self.chapter) if chapter else {}
+    self.times.append((chapter or self.chapter, _record(self, name, value, fields | bench)))
     return value
 
 @patch
-def time(self:Run, name:str, value, **fields):
-    "Keep one time, rate or memory figure for `results/<chapter>.timing.json`."
-    self.times.append(_record(self, name, value, fields))
-    return value
+def _write_times(self:Run):
+    for chapter in {self.chapter, *(c for c, _ in self.times)}:
+        path, own = self.path(f'results/{chapter}.timing.json'), chapter == self.chapter
+        old = _read_json(path) if path.is_file() else []
+        kept = [r for r in old if (r.get('bench') if own else r.get('bench') != self.chapter)]
+        new = [r for c, r in self.times if c == chapter]
+        with atomic_path(path) as tmp: _write_json(new + kept if own else kept + new, tmp)
 
 # %% ../nbs/00_config.ipynb #9d0f35a8
 @patch
 def finish(self:Run) -> pd.DataFrame: # the chapter's records
     "Write results, times and the stamp that lets the runner skip this chapter next time."
-    stamped = [dict(r, data=self.data_key(), code=self.code) for r in self.records]
-    name, timing = f'results/{self.chapter}.json', f'results/{self.chapter}.timing.json'
-    with atomic_path(self.path(name)) as tmp: _write_json(stamped, tmp)
-    with atomic_path(self.path(timing)) as tmp: _write_json(self.times, tmp)
+    name, key = f'results/{self.chapter}.json', dict(data=self.data_key(), code=self.code)
+    with atomic_path(self.path(name)) as tmp: _write_json([r | key for r in self.records], tmp)
+    self._write_times()
     self.outputs[name] = file_sha256(self.path(name))
-    with atomic_path(self.path(f'stamps/{self.chapter}.json')) as tmp:
-        _write_json(dict(code=self.code, data_dir=str(self.data_dir or ''), inputs=self.inputs,
-                         outputs=self.outputs), tmp)
+    facts = dict(code=self.code, data_dir=str(self._data_dir or ''), data_state=self.data_state, inputs=self.inputs,
+                 outputs=self.outputs)
+    with atomic_path(self.path(f'stamps/{self.chapter}.json')) as tmp: _write_json(facts, tmp)
     table = pd.DataFrame(self.records)
     return table[[c for c in SHOWN if c in table]]
 
@@ -352,15 +403,16 @@ def finish(self:Run) -> pd.DataFrame: # the chapter's records
 def is_fresh(chapter:str, # module name
              profile:Profile,
              folder:Path, # of the run
-             data_dir:str|Path='' # folder with real data; its path counts, its content is taken as unchanged
+             data_dir:str|Path='' # folder with real data: its path, and for chapters that read it, names, sizes, times
             ) -> bool:
     "Whether a chapter's stamp says that its code, its inputs and its outputs are what they were."
     stamp = Path(folder)/'stamps'/f'{chapter}.json'
     if not stamp.is_file(): return False
     facts = _read_json(stamp)
     if facts.get('data_dir', '') != (str(Path(data_dir).absolute()) if data_dir else ''): return False
+    if (state := facts.get('data_state')) and state != listing_key(data_dir): return False
     def same(name, sha):
-        body = _body(Path(folder)/name)
-        return body.is_file() and file_sha256(body) == sha
+        path, body = Path(folder)/name, _body(Path(folder)/name)
+        return body.is_file() and file_sha256(body) == sha and not _broken_shard(path)
     return facts['code'] == code_key(chapter, profile) and all(
         same(name, sha) for name, sha in (facts['inputs'] | facts['outputs']).items())

@@ -3,15 +3,17 @@
 # %% auto #0
 __all__ = ['MANIFEST_COLUMNS', 'NEVER_EMPTY', 'UNCERTAIN', 'BLANK', 'SHARES', 'SMALL', 'ManifestError', 'manifest_schema',
            'validate', 'label_array', 'annotated', 'label_counts', 'train_targets', 'eval_targets', 'select_views',
-           'hash_unit', 'hash_part', 'assign_parts', 'draw_folds', 'prevalence', 'prevalence_table', 'phantom_sample',
-           'file_sample', 'Plan', 'plan_phantom', 'left_out', 'plan_disk', 'cross_folds', 'fact_table', 'BrokenImages',
-           'part_lists', 'make_plan', 'prepare', 'build', 'load_part']
+           'hash_unit', 'hash_part', 'has_split', 'tell_unlisted', 'assign_parts', 'draw_folds', 'prevalence',
+           'prevalence_table', 'phantom_sample', 'file_sample', 'Plan', 'plan_phantom', 'left_out', 'wanted_patients',
+           'first_patients', 'group_reports', 'plan_disk', 'cross_folds', 'fact_table', 'BrokenImages', 'part_lists',
+           'make_plan', 'prepare', 'build', 'load_part']
 
 # %% ../nbs/16_data.ipynb #644a8d64
 import functools
 import hashlib
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,8 @@ import pandas as pd
 from .cache import Cache, ChestDataset, Sample, build_cache, prior_rows
 from .config import Run, make_rng
 from .findings import LABELS, ancestors, close_upward, label_columns
-from .leaks import check_leaks, check_parts, fingerprint
-from .rows import PARTS, ROW_COLUMNS, VIEWS, as_facts, as_rows
+from .leaks import MIN_WORDS, check_leaks, check_parts, fingerprint, plain_text, report_texts
+from .rows import PARTS, ROW_COLUMNS, VIEWS, as_facts, as_rows, few
 
 # %% ../nbs/16_data.ipynb #1feedb35
 MANIFEST_COLUMNS = tuple(c for name in ROW_COLUMNS for c in ((name, 'row') if name == 'path' else (name,)))
@@ -148,6 +150,24 @@ def hash_part(group:str,
     return list(shares)[int(np.searchsorted(cuts[:-1], hash_unit(group, key), 'right'))]
 
 # %% ../nbs/16_data.ipynb #19262699
+def has_split(rows:pd.DataFrame) -> pd.Series: # (N,) bool
+    "Whether a row's source has an official split: at least one row in a part other than external."
+    return rows.part.isin(PARTS[:4]).groupby(rows.source).transform('any')
+
+def tell_unlisted(rows:pd.DataFrame, split:pd.Series # of `has_split`
+                 ) -> int: # how many
+    "Warn about rows that their source's official split does not list."
+    lost = split & rows.part.isna()
+    counts = [f'{s}: {lost[g.index].sum():,} of {len(g):,}' for s, g in rows.groupby('source') if lost[g.index].any()]
+    if counts: warnings.warn(f'{few(counts)} images have no official part; they follow their patient, or train',
+                              stacklevel=3)
+    return int(lost.sum())
+
+# %% ../nbs/16_data.ipynb #69b9425b
+def _follow(part, group): # rows that the split does not list: the part of their patient, else train
+    known = part.notna()
+    return part.where(known, group.map(dict(zip(group[known], part[known]))).fillna('train'))
+
 def _carve(part, group, absent): # part of one row of an official split that lacks the parts `absent`
     shares = {p: SHARES[p] for p in absent}
     return hash_part(group, dict(train=1 - sum(shares.values())) | shares, 'carve') if part == 'train' else part
@@ -157,10 +177,10 @@ def assign_parts(rows:pd.DataFrame, # `ROW_COLUMNS`; part as the source's offici
                 ) -> pd.Series:     # part of each row
     "Official part, else a hash of `split_group`; raises `LeakError` if a patient comes to lie in two."
     part = rows.part.astype(object)
-    for _, own in rows.groupby('source', sort=False):
+    for _, own in rows[has_split(rows)].groupby('source', sort=False):
         absent = [p for p in PARTS[1:4] if p not in set(own.part)]
-        if (own.part == 'train').any():
-            part[own.index] = [_carve(p, g, absent) for p, g in zip(own.part, own.split_group)]
+        followed = _follow(own.part.astype(object), own.split_group)
+        part[own.index] = [_carve(p, g, absent) for p, g in zip(followed, own.split_group)]
     part = part.where(part.notna(), [hash_part(g) for g in rows.split_group])
     held = rows.split_group.isin(rows.split_group[rows.image_id.isin(boxed)])
     part = part.mask(held & (part != 'external'), 'test')
@@ -198,50 +218,47 @@ def prevalence(manifest:pd.DataFrame,
         found += [dict(part=part, finding=LABELS[j], n=m[:, j].sum(), patients=manifest.patient_id[m[:, j]].nunique(),
                        positives=int((y*m)[:, j].sum()), share=(y*w)[:, j].sum()/max(w[:, j].sum(), 1e-12))
                   for j in range(len(LABELS))]
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=['part', 'finding', 'n', 'patients', 'positives', 'share'])
 
 def prevalence_table(found:pd.DataFrame # of `prevalence`
                     ) -> pd.DataFrame:  # one row a label, one column a part
     "Positives of n, and the share, as text."
     text = [f'{p} of {n}' + (f', {s:.1%}' if p >= SMALL else ': n too small') if n else 'not read'
             for p, n, s in zip(found.positives, found.n, found.share)]
-    return found.assign(text=text).pivot(index='finding', columns='part', values='text').loc[
-        list(LABELS), [p for p in PARTS if p in set(found.part)]]
+    return found.assign(text=text).pivot(index='finding', columns='part', values='text').reindex(
+        list(LABELS), columns=[p for p in PARTS if p in set(found.part)])
 
 # %% ../nbs/16_data.ipynb #2322298f
 def phantom_sample(item:dict, # key `i`, the study's number
                    px:int,
-                   phantom=None # `cxr_explain.phantom.Phantom`
+                   phantom=None, # `cxr_explain.phantom.Phantom`
+                   preprocess:tuple=() # names of steps, see `cxr_explain.images.apply_steps`
                   ) -> Sample:
     "Render one phantom study."
+    from cxr_explain.images import apply_steps, to_uint8
     from cxr_explain.phantom import make_study
     study = make_study(phantom, item['i'])
+    img = to_uint8(apply_steps(study.img/np.float32(255), preprocess)) if preprocess else study.img
     facts = [{k: v for k, v in f.items() if k != 'mask_row'} | dict(mask=f['mask_row']) for f in study.facts]
-    return Sample(study.img, study.row, facts, np.stack([study.masks, study.extents], axis=1))
-
-def _read_mask(path, p): # outline of a mask file: (2,px,px); nothing is known of `changed`
-    from PIL import Image
-
-    from cxr_explain.images import ImageError, fit_mask
-    with Image.open(path) as im: mask = np.asarray(im.convert('L'), np.float32)/255
-    if mask.shape != (p.height, p.width): raise ImageError(f'{path}: {mask.shape}; its image is {(p.height, p.width)}')
-    extent = fit_mask(mask, p)
-    return np.stack([np.zeros_like(extent), extent])
+    return Sample(img, study.row, facts, np.stack([study.masks, study.extents], axis=1))
 
 def file_sample(item:dict, # keys path, source, facts (each with `box` and `mask_path` in the source's pixels)
                 px:int,
-                roots=None # source -> folder
+                roots=None, # source -> folder
+                preprocess:tuple=() # names of steps
                ) -> Sample:
-    "Read one image, and take its boxes and masks along to cache size. Raises `ImageError`."
+    "Read one image, and take its boxes and masks along to cache size. Raises `ImageError`, also for a broken mask."
     from cxr_explain.adapters import image_file
-    from cxr_explain.images import read_fit, to_uint8
+    from cxr_explain.images import read_fit, read_mask, to_uint8
     root = Path(roots[item['source']])
-    with image_file(root, item['path']) as path: img, p = read_fit(path, px)
+    with image_file(root, item['path']) as path: img, p = read_fit(path, px, preprocess)
     facts = [f | dict(box=p.to_fit(f['box']).tolist() if f['box'] else None, mask=None) for f in item['facts']]
     masks = []
     for f in facts:
         name = f.pop('mask_path')
-        if name: f['mask'] = len(masks); masks.append(_read_mask(root/name, p))
+        if not name: continue
+        f['mask'], extent = len(masks), read_mask(root/name, p)
+        masks.append(np.stack([np.zeros_like(extent), extent])) # nothing is known of `changed`
     return Sample(to_uint8(img), {}, facts, np.stack(masks) if masks else None)
 
 # %% ../nbs/16_data.ipynb #8a8f5426
@@ -253,47 +270,88 @@ class Plan:
     key:str           # what beyond the items decides the images
     rows:object       # rows that `make` returned -> manifest rows without `row`
     reports:pd.DataFrame|None = None # rows of reports without an image
+    notes:dict = field(default_factory=dict) # counts of what the plan decided
 
-def plan_phantom(profile # `Profile`
+def plan_phantom(profile,           # `Profile`
+                 preprocess:tuple=() # names of steps
                 ) -> Plan:
     "Whole patients until each part has its size and its positives; parts are fixed before anything is rendered."
     from cxr_explain.adapters import phantom_rows, read_phantom
     from cxr_explain.phantom import Phantom
     phantom, plan = Phantom(seed=profile.seed, px=profile.px), read_phantom(profile)
     items = [dict(image_id=image_id, i=int(i)) for image_id, i in zip(plan.image_id, plan.i)]
-    make = functools.partial(phantom_sample, phantom=phantom)
-    return Plan(items, make, repr(phantom), lambda found: phantom_rows(found, plan))
+    make = functools.partial(phantom_sample, phantom=phantom, preprocess=preprocess)
+    return Plan(items, make, f'{phantom!r} {preprocess}', lambda found: phantom_rows(found, plan))
 
 # %% ../nbs/16_data.ipynb #eefe9bbc
-def _file_items(source): # one item an image; sizes of files tell a changed file from the cached one
+def _file_items(source): # one item an image; sizes and times of its files tell a changed file from the cached one
     facts = source.facts.astype(object).where(source.facts.notna(), None).groupby('image_id')
     facts = {i: g[['label', 'name', 'status', 'side', 'zone', 'box', 'mask_path']].to_dict('records') for i, g in facts}
-    rows = source.rows[source.rows.path.notna()]
-    return [dict(image_id=i, source=source.name, path=p, bytes=(source.root/p.partition('#')[0]).stat().st_size,
-                 facts=facts.get(i, [])) for i, p in zip(rows.image_id, rows.path)]
+    rows, state = source.rows[source.rows.path.notna()], {}
+    def look(name):
+        if name not in state: s = (source.root/name).stat(); state[name] = s.st_size, s.st_mtime_ns
+        return state[name]
+    def files(i, p): return p.partition('#')[0], *(f['mask_path'] for f in facts.get(i, []) if f['mask_path'])
+    return [dict(image_id=i, source=source.name, path=p, files=[look(f) for f in files(i, p)], facts=facts.get(i, []))
+            for i, p in zip(rows.image_id, rows.path)]
 
 def left_out(data_dir:Path) -> set: # image_ids listed in exclude.txt, one a line
     "Images that the user takes out, for instance after the guard has stopped a run."
     path = Path(data_dir)/'exclude.txt'
     return set(path.read_text(encoding='utf-8').split()) if path.is_file() else set()
 
-def plan_disk(data_dir:Path # folder with data sets that the adapters know
+# %% ../nbs/16_data.ipynb #ac67d64b
+def wanted_patients(data_dir:Path) -> int: # the number in patients.txt; 0: all
+    "How many patients of each source the user wants; raises `ValueError` if the file holds anything else."
+    path = Path(data_dir)/'patients.txt'
+    text = path.read_text(encoding='utf-8').strip() if path.is_file() else '0'
+    if not text.isdecimal(): raise ValueError(f'{path} says {text[:20]!r}; write one whole number, or remove it')
+    return int(text)
+
+def first_patients(rows:pd.DataFrame, # manifest rows
+                   n:int              # patients of each source, or a few more, as groups stay whole; 0: all
+                  ) -> pd.DataFrame:  # a part of the rows, in order
+    "The same patients whoever asks: groups in the order of a hash of their names; a small draw lies in a larger one."
+    if not n: return rows
+    groups = rows.groupby(['source', 'split_group'], as_index=False).patient_id.nunique()
+    groups = groups.iloc[groups.split_group.map(lambda g: hash_unit(g, 'subset')).argsort(kind='stable')]
+    kept = groups[groups.groupby('source').patient_id.transform(lambda k: k.cumsum() - k) < n]
+    wanted = pd.MultiIndex.from_frame(kept[['source', 'split_group']])
+    return rows[pd.MultiIndex.from_frame(rows[['source', 'split_group']]).isin(wanted)].reset_index(drop=True)
+
+# %% ../nbs/16_data.ipynb #0a635945
+def group_reports(rows:pd.DataFrame # manifest rows without parts
+                 ) -> pd.Series:    # split_group of each row
+    "Reports without an image that say the same at length share a group: it may be one, nobody knows whose."
+    from cxr_explain.adapters import group_equal
+    alone = rows.path.isna() & rows.part.isna() & ~rows.split_group.isin(rows.split_group[rows.path.notna()])
+    if not alone.any(): return rows.split_group
+    group, text = rows.split_group.astype(object), report_texts(rows[alone]).map(plain_text).astype(object)
+    long = text.where(text.str.split().str.len() >= MIN_WORDS)
+    group[alone] = group[alone].to_numpy()[group_equal(group[alone], long)]
+    return group.astype('str')
+
+def plan_disk(data_dir:Path,      # folder with data sets that the adapters know
+              preprocess:tuple=(), # names of steps
+              patients:int=0      # of each source, see `first_patients`; 0: as `patients.txt` says, or all
              ) -> Plan:
     "All images of all sets found, with parts; reports without images are kept apart."
     from cxr_explain.adapters import find_sources
-    sources = find_sources(data_dir)
+    sources, patients = find_sources(data_dir), patients or wanted_patients(data_dir)
     rows = pd.concat([s.rows for s in sources], ignore_index=True)
-    rows = rows[~rows.image_id.isin(left_out(data_dir))].reset_index(drop=True)
+    rows = first_patients(rows[~rows.image_id.isin(left_out(data_dir))].reset_index(drop=True), patients)
     facts = pd.concat([s.facts for s in sources], ignore_index=True)
     boxed = set(facts.image_id[facts.box.notna() & facts.label.notna()])
-    official = rows.groupby('source').part.transform(lambda p: p.notna().any())
+    rows['split_group'] = group_reports(rows)
+    split = has_split(rows)
+    notes = dict(no_official_part=tell_unlisted(rows, split), patients_per_source=patients)
     rows['part'] = assign_parts(rows, boxed)
-    rows['fold'] = cross_folds(rows, official, boxed)
+    rows['fold'] = cross_folds(rows, split, boxed)
     kept = set(rows.image_id)
     items = [i for s in sources for i in _file_items(s) if i['image_id'] in kept]
-    make = functools.partial(file_sample, roots={s.name: str(s.root) for s in sources})
+    make = functools.partial(file_sample, roots={s.name: str(s.root) for s in sources}, preprocess=preprocess)
     has = rows.path.notna()
-    return Plan(items, make, '', lambda found: rows[has], rows[~has].reset_index(drop=True))
+    return Plan(items, make, str(preprocess), lambda found: rows[has], rows[~has].reset_index(drop=True), notes)
 
 # %% ../nbs/16_data.ipynb #89afc478
 def cross_folds(rows:pd.DataFrame, # manifest rows with parts
@@ -344,32 +402,39 @@ def part_lists(manifest:pd.DataFrame) -> dict: # part -> images, patients, sha25
                        sha256=hashlib.sha256('\n'.join(sorted(m.image_id)).encode()).hexdigest())
             for part, m in manifest.groupby('part')}
 
-def make_plan(run:Run) -> Plan:
+# %% ../nbs/16_data.ipynb #b2caecf4
+def make_plan(run:Run,
+              preprocess:tuple=(), # names of steps, see `cxr_explain.images.apply_steps`
+              patients:int=0       # of each source on disk, see `plan_disk`
+             ) -> Plan:
     "Of the phantom or of data sets; raises `ValueError` if the profile reads data sets and no folder was given."
-    if run.profile.source == 'phantom': return plan_phantom(run.profile)
-    if run.data_dir: return plan_disk(run.data_dir)
+    if run.profile.source == 'phantom': return plan_phantom(run.profile, preprocess)
+    if run.data_dir: return plan_disk(run.data_dir, preprocess, patients)
     raise ValueError(f'profile {run.profile.name} reads data sets; give data_dir, the folder that holds them')
 
-def prepare(run:Run, k:int, n:int): # machine k of n
+def prepare(run:Run, k:int, n:int, # machine k of n
+            **options):            # of `make_plan`
     "Make every n-th shard of the run's cache, for many machines with one disk; `build` then does the rest."
-    p, plan = run.profile, make_plan(run)
+    p, plan = run.profile, make_plan(run, **options)
     build_cache(run.dir, plan.items, plan.make, p.px, plan.key, p.workers, only=(k, n))
 
-def build(run:Run) -> tuple[pd.DataFrame, dict, dict]: # manifest; leaks by kind (all 0); counts of what was let pass
+def build(run:Run,
+          **options # of `make_plan`: preprocess, patients
+         ) -> tuple[pd.DataFrame, dict, dict]: # manifest; leaks by kind (all 0); counts of what was let pass
     "Make and save the run's manifest, facts, pixels and masks. Raises `LeakError`, `ManifestError`, `BrokenImages`."
-    p, plan = run.profile, make_plan(run)
+    p, plan = run.profile, make_plan(run, **options)
     start = time.perf_counter()
     records, made = build_cache(run.dir, plan.items, plan.make, p.px, plan.key, p.workers)
     if made: run.time('cache_images_per_s', made/(time.perf_counter() - start), n=made, workers=p.workers)
     bad, manifest = _failures(records, len(plan.items)), validate(_manifest(plan, records))
-    leaks, passed = check_leaks(manifest, fingerprint(Cache(run.path('pixels'))))
+    leaks, passed = check_leaks(manifest, fingerprint(Cache(run.path('pixels'))), texts=plan.reports)
     for name in ('pixels', 'masks'): run.seal(name)
     run.save('manifest.parquet', manifest)
     run.save('facts.parquet', fact_table(records))
     run.save('parts.json', part_lists(manifest))
     run.save('failures.parquet', bad)
     if plan.reports is not None: run.save('reports.parquet', plan.reports)
-    return manifest, leaks, passed | dict(broken=len(bad))
+    return manifest, leaks, passed | dict(broken=len(bad)) | plan.notes
 
 # %% ../nbs/16_data.ipynb #d1572607
 def load_part(run:Run,

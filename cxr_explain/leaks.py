@@ -157,8 +157,8 @@ def _fine(imgs): # (N,px,px) uint8 -> (N,n,n) float32 of length 1; n about 64, a
     fine = (ranks - ndimage.gaussian_filter(ranks, (0, .7, .7)))*np.outer(fade, fade)
     return fine/np.maximum(np.linalg.norm(fine, axis=(1, 2), keepdims=True), 1e-6)
 
-def _best_shift(a, b, reach=2): # (M,) largest correlation of the images over shifts of at most 2 pixels
-    c = np.fft.irfft2(np.fft.rfft2(a)*np.conj(np.fft.rfft2(b)), a.shape[1:])
+def _best_shift(a, b, n, reach=2): # (M,) largest correlation of the images over shifts of at most 2 pixels
+    c = np.fft.irfft2(a*np.conj(b), (n, n))
     near = np.arange(-reach, reach + 1)
     return c[:, near][:, :, near].max((1, 2))
 
@@ -168,11 +168,13 @@ def fine_likeness(pixels,          # (N,px,px) uint8, an array or a `Cache`
                  ) -> np.ndarray:  # (M,) correlation in [-1,1]
     "How alike two images are in vessels, edges and grain; reads only the images named."
     out = np.empty(len(pairs), np.float32)
-    for a in range(0, len(pairs), 4096):
-        rows, at = np.unique(pairs[a:a + 4096], return_inverse=True)
-        fine, at = _fine(pixels[rows]), at.reshape(-1, 2)
+    size = 4096 if len(np.unique(pairs)) > 8192 else max(len(pairs), 1) # pairs at a time; waves of 17 kB an image
+    for a in range(0, len(pairs), size):
+        rows, at = np.unique(pairs[a:a + size], return_inverse=True)
+        blocks = [_fine(pixels[rows[k:k + 256]]) for k in range(0, len(rows), 256)]
+        waves, at = np.concatenate([np.fft.rfft2(f) for f in blocks]), at.reshape(-1, 2)
         for b in range(0, len(at), 512):
-            out[a + b:a + b + 512] = _best_shift(fine[at[b:b + 512, 0]], fine[at[b:b + 512, 1]])
+            out[a + b:a + b + 512] = _best_shift(*(waves[at[b:b + 512, k]] for k in (0, 1)), blocks[0].shape[-1])
     return out
 
 # %% ../nbs/14_leaks.ipynb #b2db3526
@@ -188,7 +190,7 @@ def fingerprint(pixels, # (N,px,px) uint8, an array or a `Cache`
                 size:int=1024 # images at a time
                ) -> Fingerprints:
     "Read all images once, in blocks."
-    found = []
+    found = [(np.zeros(0, 'S32'), np.zeros(0, np.uint64), np.zeros((0, SIDE*SIDE), np.int8))] # a set may be text only
     for a in range(0, len(pixels), size):
         imgs = pixels[np.arange(a, min(a + size, len(pixels)))]
         thumbs = thumbnails(imgs)
@@ -249,27 +251,30 @@ def near_copies(prints:Fingerprints,
 # %% ../nbs/14_leaks.ipynb #bdd011d1
 def find_leaks(manifest:pd.DataFrame,
                prints:Fingerprints|None=None, # of the cache, by the manifest's `row`; None: images are not compared
-               radius:int=6                   # bits of the hash that may differ
+               radius:int=6,                  # bits of the hash that may differ
+               texts:pd.DataFrame|None=None   # rows of reports without an image: names and words count, too
               ) -> tuple[dict, dict]:         # kind -> pairs (columns a, b); counts of what was seen and let pass
     "Everything that two parts share."
-    found, passed = {k: crossing(manifest[c], manifest) for k, c in NAMES.items()}, {}
+    rows = manifest if texts is None else pd.concat([manifest, texts], ignore_index=True)
+    found, passed = {k: crossing(rows[c], rows) for k, c in NAMES.items()}, {}
     if prints is not None:
         found['pixels'] = crossing(prints.exact[manifest.row], manifest)
         pairs, passed = near_copies(prints, manifest.row.to_numpy(), manifest.patient_id, radius)
         a, b = manifest.image_id.to_numpy()[pairs.T]
         across = np.not_equal(*manifest.part.to_numpy()[pairs.T])
         found['near_image'] = pd.DataFrame(dict(a=a, b=b))[across]
-    shared = shared_reports(manifest)
+    shared = shared_reports(rows)
     found['report'], passed['repeated_reports'] = shared[shared.leak], int((~shared.leak).sum())
     return found, passed
 
 # %% ../nbs/14_leaks.ipynb #ff974203
 def check_leaks(manifest:pd.DataFrame,   # columns image_id, part, row, the three names, findings, impression, labels
                 prints:Fingerprints|None=None, # None: images are not compared
-                radius:int=6             # bits of the hash that may differ
+                radius:int=6,            # bits of the hash that may differ
+                texts:pd.DataFrame|None=None # rows of reports without an image
                ) -> tuple[dict, dict]: # kind -> 0; counts of what was let pass
     "The guard: raises `LeakError` if two parts share a patient, study, group, image, near copy or report."
-    found, passed = find_leaks(manifest, prints, radius)
+    found, passed = find_leaks(manifest, prints, radius, texts)
     stop_on(pd.concat([t[['a', 'b']].assign(kind=k) for k, t in found.items()], ignore_index=True))
     return {k: len(t) for k, t in found.items()}, passed
 

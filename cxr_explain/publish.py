@@ -27,9 +27,9 @@ def read_results(folder:Path # `results/` of a run, or `nbs/results/`
     return [dict(chapter=p.name.split('.')[0], **r) for p in files for r in read_json(p)]
 
 def failed_gates(folder:Path) -> list[dict]: # of a run
-    "Gates that were tried and not passed."
+    "Gates that were tried and not passed, but for those that are shown without being required."
     gates = [r for r in read_results(folder/'results') if r['name'] == 'gate' and r['value'] is not None]
-    return [r for r in gates if not r.get('passed', r['value'])]
+    return [r for r in gates if not r.get('passed', r['value']) and r.get('required', True)]
 
 # %% ../nbs/02_publish.ipynb #884539b5
 def _one(value, spec:str, reason:str='no reason given') -> str:
@@ -125,8 +125,13 @@ FORBIDDEN = {'an absolute path': r'(?<![\w/.:<)])/(?:[\w.-]+/)+[\w.-]+|\b[A-Z]:\
              'a hash or an address': r'\b0x[0-9a-f]{6,}|\b(?=\w*\d)(?=\w*[a-f])[0-9a-f]{32,}\b',
              'a date with time': r'\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d'}
 
-def _text(o:dict) -> str: # what a reader sees of an output, without pictures
-    return ''.join(o['text'] if 'text' in o else o['data'].get('text/html') or o['data'].get('text/plain', ''))
+_SVG, _TAG = re.compile(r'<svg.*?</svg>', re.S), re.compile(r'<style.*?</style>|<[^>]*>', re.S)
+
+def _text(o:dict) -> str: # what a reader sees of an output: of drawings the words only
+    data = o.get('data', {})
+    text = ''.join(o['text'] if 'text' in o else data.get('text/html') or data.get('text/plain', ''))
+    text += ''.join(data.get('image/svg+xml', ''))
+    return _SVG.sub(lambda m: ' '.join(_TAG.sub(' ', m[0]).split()), text)
 
 def _size(o:dict) -> int: # bytes of the largest picture in an output
     pictures = {k: v for k, v in o.get('data', {}).items() if not k.startswith('text')}
@@ -136,7 +141,7 @@ def _size(o:dict) -> int: # bytes of the largest picture in an output
 def output_problems(outputs:list[dict] # of one cell
                    ) -> list[str]:
     "What must not be stored."
-    texts = [_text(o) for o in outputs if '<svg' not in _text(o)]
+    texts = [_text(o) for o in outputs]
     hits = {what: re.search(pattern, '\n'.join(texts)) for what, pattern in FORBIDDEN.items()}
     found = [f'it holds {what}: {hit[0]!r}' for what, hit in hits.items() if hit]
     lines, size = sum(t.count('<tr') or len(t.splitlines()) for t in texts), max(map(_size, outputs), default=0)
@@ -170,7 +175,8 @@ def draft(notebook:Path,      # of the chapter
          ) -> tuple[dict, list[str]]: # the notebook with outputs, and why it cannot be published
     "Put a run's outputs into a chapter, matched by cell id."
     nb, refusal = read_json(notebook), _refusal(notebook, folder, with_data)
-    if refusal: return nb, [f'{refusal}; cxr-explain reproduce --profile phantom makes it']
+    more = ' --appendix' if notebook.parent.name == 'appendix' else ''
+    if refusal: return nb, [f'{refusal}; cxr-explain reproduce --profile phantom{more} makes it']
     ran = read_json(folder/'notebooks'/notebook.name)
     outputs = {c['id']: clean_outputs(c['outputs']) for c in ran['cells'] if c['cell_type'] == 'code'}
     for c in nb['cells']:
@@ -268,7 +274,8 @@ def _stale(notebook:Path, facts:dict|None) -> list[str]: # what does not fit its
 def check_published() -> list[str]: # problems
     "Whether code, outputs, results, figures and marked numbers are as `publish` left them."
     known, records, root = read_published(), read_results(find_root()/'nbs'/'results'), find_root()
-    found = [f'{n.name}: {p}' for n in find_notebooks(True) for p in _stale(n, known.get(n.stem))]
+    found = [] if _record_file().is_file() else ['nbs/results/published.json is missing; cxr-explain publish makes it']
+    found += [f'{n.name}: {p}' for n in find_notebooks(True) for p in _stale(n, known.get(n.stem))]
     for page in marked_pages():
         try: same = _filled(page, records) == page.read_bytes()
         except ValueError as e: found.append(f'{page.relative_to(root)}: {e}'); continue

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import make_rng
-from .findings import LABELS, Finding, slug
+from .findings import LABELS, Finding, ancestors, slug
 
 # %% ../nbs/11_reports.ipynb #19f0ce45
 HEADERS = {
@@ -176,6 +176,8 @@ PARTS = {
     'outline': '(silhouette|contour|border|structure|shadow|size|outline|width|configuration)s?',
     'seen': '(seen|identified|present|evident|visuali[sz]ed|visible|appreciated|demonstrated|noted|apparent|detected|'
             'found|shown|depicted|recogni[sz]ed|discerned|discernible|appreciable|observed|suspected)',
+    'little': '(small|mild|slight|minor|little|subtle|faint)(ly)?',
+    'much': '(severe|large|marked|extensive|great|pronounced|big)(ly)?',
     'large': '(enlarg*|widen*|large[rd]?|prominence|dilat*|increased|magnif*|big|bulky|globular|accentuat*)'}
 
 def words(table:str # patterns in the notation above
@@ -288,11 +290,12 @@ CUES = {
         (is|are|remains?) (difficult|hard) to (exclude|rule out), not _excluded,
         (is|are|remains?)( also)? (a |an )?_(possible|possibility|consideration|suspected|queried|question(ed|able)
         |equivocal|uncertain|unclear|doubtful|conceivable),
-        if _(any|present), (may|might|could) (also )?be (present|considered|contributing|responsible),
+        (may|might|could) (also )?be (present|considered|contributing|responsible),
         (should|to) be (considered|excluded|ruled out),
         (not|poorly|incompletely) ((well|adequately|fully|optimally) )?(evaluated|assessed|well[- ]seen),
         not (well|clearly|adequately) (seen|visuali[sz]ed),
         (may|might|could) (also )?have (this|a similar) appearance""",
+    'if_any': 'if (there (is|are) )?_(any(thing)?|present|real|at all),?',
     'unc': 'in the (appropriate|proper|right|correct) clinical _(setting|context)?, if clinically _suspected',
     'cannot': """(can|could|do|does|did|would) ?not __(exclude|rule out), rule[- ]?out, r/o, to exclude,
         not excluding, without excluding, (difficult|hard|unable|impossible|not possible) to _(exclude|rule out),
@@ -351,18 +354,27 @@ def clause(cues:list, start:int, end:int, n:int, # n: length of the sentence
             elif a >= end: return lo, a
     return lo, hi
 
-_VERB = re.compile(r'\b(?:is|are|was|were|has|have)\b')  # a cue that follows does not reach back over a verb
+_VERB = re.compile(r'\b(?:is|are|was|were|has|have)\b')
+_NEAR = re.compile(r',?(?: (?!with|and|or)[\w-]+){0,3} ?') # small, if any, left effusion
 _ORDER = ( # (kind, whether it stands after the mention, status)
-    ('unc_after', 1, -1), ('cannot', 0, -1), ('unc', 0, -1), ('unc', 1, -1), ('neg_before', 0, 0), ('neg_after', 1, 0),
-    ('neg', 0, 0), ('neg', 1, 0), ('colon', 1, 0), ('unc_before', 0, -1), ('mark', 1, -1))
+    ('if_any', 1, -1), ('if_any', 0, -1), ('unc_after', 1, -1), ('cannot', 0, -1), ('unc', 0, -1), ('unc', 1, -1),
+    ('neg_before', 0, 0), ('neg_after', 1, 0), ('neg', 0, 0), ('neg', 1, 0), ('colon', 1, 0), ('unc_before', 0, -1),
+    ('mark', 1, -1))
+
+def _leads(kind:str, gap:str) -> bool: # gap: the words between a cue and a finding that follows it
+    return kind != 'if_any' or bool(_NEAR.fullmatch(gap))
+
+def _reaches(kind:str, gap:str) -> bool: # gap: the words between a finding and a cue that follows it
+    "No cue reaches back over a verb but *if any*, which stops at a comma: *effusions are small, if any*."
+    return ',' not in gap.rstrip(' ,') if kind == 'if_any' else not _VERB.search(gap)
 
 def context(s:str, start:int, end:int, cues:list # of `find_cues`
            ) -> tuple[int, str]: # status 1, 0 or -1, and the deciding words
     "What the cues around s[start:end] say about it."
     if not cues: return 1, ''
     lo, hi = clause(cues, start, end, len(s))
-    before = {k: s[a:b] for k, a, b in cues if lo <= a and b <= start}
-    after = {k: s[a:b] for k, a, b in reversed(cues) if end <= a and b <= hi and not _VERB.search(s[end:a])}
+    before = {k: s[a:b] for k, a, b in cues if lo <= a and b <= start and _leads(k, s[b:start])}
+    after = {k: s[a:b] for k, a, b in reversed(cues) if end <= a and b <= hi and _reaches(k, s[end:a])}
     for kind, follows, status in _ORDER:
         found = after if follows else before
         if kind in found: return status, found[kind].strip()
@@ -420,7 +432,9 @@ def _hit(s, kind, start, end, cues):
     status = -1 if kind.startswith('soft_') and said[0] == 1 else said[0]
     return _LABEL[kind], status, start, end, said[1]
 
-_EMPTY_TITLE = re.compile(rf'(?: and \w+)?: (?!(?:\w+ )?{SIZE.pattern}(?! of\b)|(?:no|none|absent|nil)(?=[.,;]|$))')
+_OWN_NAME = r'(?:\w+ ){0,3}?(?:heart|cardi|(?:cardio)?mediastin|hil[aiu]|aort|costophrenic|pleura)\w*'
+_EMPTY_TITLE = re.compile(rf'(?: and \w+)?: (?:(?={_OWN_NAME})|(?!(?:\w+ )?{SIZE.pattern}(?! of\b)|'
+                          r'(?:no|none|absent|nil)(?=[.,;]|$)))')
 
 def _is_title(s, kind, start, end): # 'Heart and mediastinum: ...', and words to be skipped
     return kind.startswith('skip') or (kind[:3] in ('at_', 'is_') and bool(_EMPTY_TITLE.match(s, end)))
@@ -479,12 +493,13 @@ ATTRIBUTES = {
         'lower': 'lower[- ]?(lobes?|lungs?|zones?|fields?), [rl]ll', 'mediastinal': 'mediastin*, paratracheal',
         'diffuse': 'diffuse*, throughout, widespread, scattered, generali[sz]ed', 'chest wall': 'chest wall'},
     'severity': {
-        'trace': """trace*, tiny, minimal*(?! displaced), minute, faint*, subtle, hairline, minuscule, miniscule,
-            scant*, negligible, punctate, very small, barely visible""",
-        'moderate': 'moderate*, medium, intermediate, mid[- ]?sized, modest, fair[- ]sized',
+        'trace': """very <little>, trace*, tiny, minimal*(?! displaced), minute, faint*, subtle, hairline, minuscule,
+            miniscule, scant*, negligible, punctate, very small, barely visible""",
+        'moderate': 'moderately <much>, moderate*, medium, intermediate, mid[- ]?sized, modest, fair[- ]sized',
         'severe': """severe*, large, marked*, massive*, extensive*, huge, gross*, sizea?ble, considerabl*,
             substantial*, pronounced, advanced, florid, voluminous, big, high[- ]grade""",
-        'mild': 'mild*, small, slight*, minor, little, low[- ]grade, minimally displaced'},
+        'mild': """(mild|slight)ly (<much>|moderate), mild*, small, slight*, minor, little, low[- ]grade,
+            minimally displaced"""},
     'change': {
         'resolved': 'resolved, no longer, (has|have) cleared, removed',
         'unchanged': """unchanged, stable, no __change, without __change, persist*, similar, again, not _changed,
@@ -533,8 +548,10 @@ _PLACELESS = {'No Finding', 'Cardiomegaly', 'Enlarged Cardiomediastinum'}
 def _one(values): return values[-1] if values else None
 def _side(values): return 'bilateral' if {'left', 'right'} <= set(values) or 'bilateral' in values else _one(values)
 
+_IS = 'is|are|be|may|might|could|likely|probably|appears?|remains?|has|become|now|and|stable|unchanged'
+
 def _severity(before, after): # after the finding only as its predicate: 'the effusion is small'
-    m = re.match(r'\s*(?:(?:is|are|appears?|remains?|has|become|now|and|stable|unchanged)\s+)+(\w+(?: \w+)?)', after)
+    m = re.match(rf'\s*(?:(?:{_IS})\s+)+(\w+(?: \w+)?)', after)
     m = m or re.search(r'(\w+)(?: in)? (?:size|extent|degree|amount|volume|severity)\b', after)
     return _one(attributes(before)['severity']) or (_one(attributes(m[1])['severity']) if m else None)
 
@@ -551,11 +568,22 @@ def facts(label:str, status:int, cue:str, before:str, named:str, after:str) -> d
     severity = _severity(before, after) if status else None
     return dict(side=side, zone=zone, severity=severity, change=_change(status, cue, before, after))
 
+_SAME = re.compile(r'\W*(?:(?:which|likely|probabl[ey]|possibl[ey]|may|might|could|is|be|represent\w*|reflect\w*|an?|'
+                   r'(?:consistent|compatible) with|suggest\w*(?: of)?|(?:suspicious|concerning) for)\b\W*)+')
+
+def _between(s, first, second): # the words between two findings, without places
+    gap = ATTRIBUTE.sub(lambda m: '' if m.lastgroup[:4] in ('side', 'zone') else m[0], s[first[3]:second[2]])
+    return re.sub(r'\b(?:in|at|on|of) (?:the )?', '', gap)
+
 def _hangs_on(s, first, second): # is the second finding part of the first one's statement?
     if second[0] in _PLACELESS | {'Support Devices'} or not (first[1] and second[1]): return False
-    gap = ATTRIBUTE.sub(lambda m: '' if m.lastgroup[:4] in ('side', 'zone') else m[0], s[first[3]:second[2]])
-    return bool(_HANGS.fullmatch(re.sub(r'\b(?:in|at|on|of) (?:the )?', '', gap)))
+    return bool(_HANGS.fullmatch(_between(s, first, second)))
 
+def _is_same(s, first, second): # 'a large opacity, likely pneumonia': one object, described and then named
+    described = first[0] == 'Lung Opacity' and 'Lung Opacity' in ancestors(second[0])
+    return described and bool(_SAME.fullmatch(re.sub(r'\blungs?\b', '', _between(s, first, second))))
+
+# %% ../nbs/11_reports.ipynb #0b5223a8
 @lru_cache(maxsize=50_000)
 def sentence_facts(s:str) -> tuple[tuple, ...]: # (hit, facts) with hits of `sentence_hits`
     "Hits of a sentence with side, zone, severity and change."
@@ -564,6 +592,7 @@ def sentence_facts(s:str) -> tuple[tuple, ...]: # (hit, facts) with hits of `sen
         f = facts(h[0], h[1], h[4], before, s[h[2]:h[3]], after)
         if out and not f['side'] and _hangs_on(s, out[-1][0], h):
             f |= dict(side=out[-1][1]['side'], zone=f['zone'] or out[-1][1]['zone'])
+        if out and not f['severity'] and _is_same(s, out[-1][0], h): f['severity'] = out[-1][1]['severity']
         out.append((h, f))
     return tuple(out)
 

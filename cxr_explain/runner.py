@@ -19,8 +19,9 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .config import (
-    PROFILES, THREAD_VARIABLES, Profile, atomic_path, code_cells, get_profile, is_fresh, repo_root, runs_root)
+from cxr_explain.config import (
+    PROFILES, THREAD_VARIABLES, Profile, Run, atomic_path, check_run_name, code_cells, get_profile, is_fresh, repo_root,
+    runs_root)
 
 # %% ../nbs/01_runner.ipynb #8e25a136
 def find_root() -> Path:
@@ -276,7 +277,7 @@ def reproduce(profile:str='phantom',   # name of a profile
               out=None                 # stream for the progress
              ) -> Path: # the run's folder
     "Run the chapters that are not up to date; raises `ChapterError` at the first that fails."
-    p, folder = get_profile(profile, seed=seed), runs_root()/(run_name or profile)
+    p, folder = get_profile(profile, seed=seed), runs_root()/check_run_name(run_name or profile)
     check_data(p, data_dir)
     data_dir = str(Path(data_dir).absolute()) if data_dir else ''
     parameters = dict(profile=profile, run_name=run_name, data_dir=data_dir, seed=seed)
@@ -331,6 +332,12 @@ def _bench(a):
     reproduce(a.profile, a.run, only=tuple(stems), force=True, appendix=True)
     _results(argparse.Namespace(run=a.run or a.profile, json=False))
 
+def _train(a): # the whole experiment of a chapter, without its notebook: for GPUs and many machines
+    chapter, run = _module(a.chapter), Run(a.chapter, a.profile, a.run, a.data, a.seed)
+    if not hasattr(chapter, 'main'): raise ValueError(f'chapter {a.chapter!r} trains nothing; try cnn')
+    chapter.main(run)
+    if os.environ.get('RANK', '0') == '0': print(run.finish().to_string())
+
 # %% ../nbs/01_runner.ipynb #2fed088a
 def _deidentify(a):
     images = _module('images')
@@ -376,6 +383,8 @@ COMMANDS = dict(
         '--with-data': _FLAG | dict(help='also when the run was given real data')}),
     check=(_check, ', '.join(_WHAT), {'what': dict(nargs='*', help='default: all')}),
     test=(_test, 'all checks, all chapters twice, all tests: what CI runs', {}),
+    train=(_train, 'run the experiment of a chapter without its notebook, also under torchrun --no-python', {
+        'chapter': dict(help='such as cnn')} | {k: _REPRODUCE[k] for k in ('--profile', '--run', '--data', '--seed')}),
     bench=(_bench, 'run the benchmarks of the appendix', _PROFILE | {'--run': _REPRODUCE['--run']}),
     lab=(_lab, 'open the notebooks in JupyterLab', _REST),
     site=(_site, 'render the website', _REST),

@@ -277,6 +277,49 @@ def test_folder_keeps_ids_licences_boxes_and_masks(tmp_path):
     assert source.facts.mask_path[2] == 'masks/b.png'
 
 
+def test_blank_means_silence_only_where_a_source_writes_no_zero(tmp_path):
+    root = made('folder', tmp_path)
+    pd.DataFrame(
+        dict(
+            path=[f'images/{k}.png' for k in range(6)],
+            licence='CC0',
+            source_dataset=['NIH ChestX-ray14'] * 3 + ['COVID-19 image data collection'] * 3,
+            patient_id=list('abcdef'),
+            study_id=list('abcdef'),
+            Edema=[1, 0, None, 1, None, None],  # the first source writes its negatives, the second does not
+            Pneumonia=[None, None, None, 1, -1, 0],
+            Fracture=[None] * 6,
+        )
+    ).to_csv(root / 'metadata.csv', index=False)
+    rows = a.read_folder(root).rows
+    assert rows.annotated_edema.tolist() == [True, True, False, True, True, True]
+    assert rows.annotated_pneumonia.tolist() == [False] * 3 + [True] * 3
+    assert not rows.annotated_fracture.any() and not rows.annotated_atelectasis.any()
+    assert rows.label_edema.isna().tolist() == [False, False, True, False, True, True], 'no label is made up'
+
+
+OPTIONAL = dict(
+    nih=['BBox_List_2017.csv'],
+    openi=['indiana_projections.csv'],
+    mimic_jpg=['mimic-cxr-reports.zip', 'patients.csv.gz', 'mimic-cxr-2.1.0-test-set-labeled.csv'],
+    mimic_dicom=['mimic-cxr-reports.zip'],
+    chexpert_plus=['chexbert_labels/impression_fixed.json'],
+)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_each_missing_optional_file_is_named(kind, tmp_path):
+    root, names = made(kind, tmp_path / 'whole'), OPTIONAL.get(kind, [])
+    before = a.optional_files(kind, root)
+    for name in names:
+        (root / name).unlink()
+    new = [n for n in a.optional_files(kind, root) if n not in before]
+    assert len(new) == len(names) and all(any(Path(m).stem.split('.')[0] in n for n in new) for m in names)
+    line = a.check_files(kind, root)
+    assert line.startswith(f'{kind}: no file is missing') and all(n in line for n in new)
+    assert a.missing_files(kind, root) == [] and '../' not in line and '*.csv' not in line
+
+
 @pytest.mark.parametrize(
     'change, message',
     [

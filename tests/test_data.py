@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_explain import config
+from cxr_explain import config, images
 from cxr_explain.cache import Cache, ChestDataset, Sample, build_cache, collate, prior_rows, unpack_masks
-from cxr_explain.config import Run, StaleArtefact, make_rng
+from cxr_explain.config import Run, StaleArtefact, is_fresh, make_rng
 from cxr_explain.data import (
     BrokenImages,
     ManifestError,
@@ -25,12 +25,14 @@ from cxr_explain.data import (
     eval_targets,
     file_sample,
     load_part,
+    make_plan,
     phantom_sample,
+    plan_disk,
     train_targets,
     validate,
 )
 from cxr_explain.findings import LABELS, label_columns
-from cxr_explain.images import TruncatedImage
+from cxr_explain.images import TruncatedImage, fit, read_fit, read_mask
 from cxr_explain.leaks import LeakError
 from cxr_explain.phantom import Phantom
 
@@ -124,6 +126,16 @@ def test_a_damaged_shard_is_made_again(tmp_path, damage):
         with pytest.raises(StaleArtefact, match='00001.npy'): Cache(tmp_path/'pixels').verify()
     assert build_cache(tmp_path, items(8), noise, PX, shard=4)[1] == 4
     assert digests(tmp_path) == good
+
+
+@pytest.mark.parametrize('damage, message', [('cut', 'bytes, not'), ('gone', 'is gone')])
+@pytest.mark.parametrize('kind', ['pixels', 'masks'])
+def test_a_missing_or_cut_shard_is_noticed_when_the_cache_is_opened(tmp_path, kind, damage, message):
+    build_cache(tmp_path, items(8), noise, PX, shard=4)
+    path = tmp_path/kind/'00001.npy'
+    if damage == 'gone': path.unlink()
+    else: path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(StaleArtefact, match=f'00001.npy .*{message}'): Cache(tmp_path/kind)
 
 
 def test_other_pixels_items_or_dials_reuse_nothing(tmp_path):
@@ -244,11 +256,11 @@ def test_the_pixels_of_a_row_are_those_of_its_image(tmp_path, monkeypatch, tiny)
     assert len(ds) == (manifest.part == 'train').sum()
 
 
-def folder_of_films(root, n=8, broken=0, copy=None):
+def folder_of_films(root, n=8, broken=0, copy=None, seed=0):
     (root/'films').mkdir(parents=True)
     rows = []
     for k in range(n):
-        img = make_rng(k if k != copy else 0, 'film').integers(0, 256, (40, 60), np.uint8)
+        img = make_rng(seed + (k if k != copy else 0), 'film').integers(0, 256, (40, 60), np.uint8)
         Image.fromarray(img).resize((240, 160), Image.BICUBIC).save(root/'films'/f'{k}.png')
         if k < broken: (root/'films'/f'{k}.png').write_bytes((root/'films'/f'{k}.png').read_bytes()[:300])
         part = 'train' if k < n//2 else 'test'
@@ -258,11 +270,11 @@ def folder_of_films(root, n=8, broken=0, copy=None):
     pd.DataFrame(rows).to_csv(root/'metadata.csv', index=False)
 
 
-def build_real(tmp_path, monkeypatch):
+def build_real(tmp_path, monkeypatch, **more):
     monkeypatch.setenv('CXR_EXPLAIN_RUNS', str(tmp_path/'runs'))
     monkeypatch.setitem(config.PROFILES, 'real', config.get_profile('real', px=64, workers=1))
     run = Run('data', 'real', data_dir=str(tmp_path/'data'))
-    return run, build(run)
+    return run, build(run, **more)
 
 
 def test_a_folder_of_films_becomes_a_run(tmp_path, monkeypatch):
@@ -300,6 +312,157 @@ def test_a_leak_stops_the_run_and_an_exclusion_mends_it(tmp_path, monkeypatch):
     (tmp_path/'data'/'exclude.txt').write_text(pair[0] + '\n')
     _, (manifest, _, _) = build_real(tmp_path, monkeypatch)
     assert len(manifest) == 7 and pair[0] not in set(manifest.image_id)
+
+
+# ---- what changes a run on disk
+
+def touch_later(path, seconds=5):
+    then = path.stat().st_mtime_ns + seconds*10**9
+    os.utime(path, ns=(then, then))
+
+
+def add_masks(root, n=8):
+    table = pd.read_csv(root/'metadata.csv')
+    (root/'masks').mkdir()
+    for k in range(n):
+        mask = np.zeros((160, 240), np.uint8); mask[40:80, 60:120] = 255
+        Image.fromarray(mask).save(root/'masks'/f'{k}.png')
+    table.assign(lung_mask_path=[f'masks/{k}.png' for k in range(n)]).to_csv(root/'metadata.csv', index=False)
+
+
+@pytest.mark.parametrize('name', ['films/3.png', 'masks/3.png'])
+def test_a_replaced_file_of_the_same_size_is_read_again(tmp_path, monkeypatch, name):
+    folder_of_films(tmp_path/'data'/'mine'); add_masks(tmp_path/'data'/'mine')
+    build_real(tmp_path, monkeypatch)
+    run, _ = build_real(tmp_path, monkeypatch)
+    assert not run.times, 'nothing is made again'
+    touch_later(tmp_path/'data'/'mine'/name)
+    run, _ = build_real(tmp_path, monkeypatch)
+    assert run.times, 'its shard is'
+
+
+@pytest.mark.parametrize('change', ['exclude', 'film', 'shard'])
+def test_a_changed_data_folder_or_a_cut_shard_makes_the_chapter_stale(tmp_path, monkeypatch, change):
+    folder_of_films(tmp_path/'data'/'mine')
+    run, _ = build_real(tmp_path, monkeypatch)
+    run.finish()
+    def fresh(): return is_fresh('data', run.profile, run.dir, tmp_path/'data')
+    assert fresh()
+    if change == 'exclude': (tmp_path/'data'/'exclude.txt').write_text('mine_films_3')
+    elif change == 'film': touch_later(tmp_path/'data'/'mine'/'films'/'3.png')
+    else:
+        shard = run.path('pixels')/'00000.npy'
+        shard.write_bytes(shard.read_bytes()[:-9])
+        with pytest.raises(StaleArtefact, match='00000.npy is missing or cut'): run.check('pixels')
+    assert not fresh()
+
+
+@pytest.mark.parametrize('content', [b'', b'not a picture', b'\x89PNG\r\n\x1a\n cut', None])
+def test_a_broken_mask_costs_its_image_and_not_the_run(tmp_path, monkeypatch, content):
+    folder_of_films(tmp_path/'data'/'mine', n=120); add_masks(tmp_path/'data'/'mine', n=120)
+    path = tmp_path/'data'/'mine'/'masks'/'7.png'
+    path.write_bytes(path.read_bytes()[:60] if content is None else content)
+    run, (manifest, _, passed) = build_real(tmp_path, monkeypatch)
+    assert len(manifest) == 119 and passed['broken'] == 1
+    bad = run.load('failures.parquet')
+    assert bad.path.tolist() == ['films/7.png'] and bad.error.tolist() == ['BrokenMask']
+
+
+def test_masks_of_zeros_and_ones_are_masks(tmp_path):
+    p = fit(np.random.default_rng(0).random((40, 60), np.float32), 32)[1]
+    mask = np.zeros((40, 60), np.uint8); mask[10:30, 10:50] = 255
+    for name, m in dict(a=mask, b=mask//255).items(): Image.fromarray(m).save(tmp_path/f'{name}.png')
+    a, b = (read_mask(tmp_path/f'{name}.png', p) for name in 'ab')
+    assert a.any() and (a == b).all()
+
+
+def test_preprocessing_reaches_the_cache(tmp_path, monkeypatch, tiny):
+    folder_of_films(tmp_path/'data'/'mine')
+    run, _ = build_real(tmp_path, monkeypatch)
+    plain = Cache(run.path('pixels'))[np.arange(8)]
+    _, (manifest, _, _) = build_real(tmp_path, monkeypatch, preprocess=('clahe',))
+    pixels = Cache(run.path('pixels'))
+    wanted = images.to_uint8(read_fit(tmp_path/'data'/'mine'/'films'/'0.png', 64, ('clahe',))[0])
+    at = manifest.row[manifest.path == 'films/0.png'].item()
+    assert (pixels[at] == wanted).all() and (pixels[at] != plain[at]).any()
+    with pytest.raises(ValueError, match='sharpen'): build_real(tmp_path, monkeypatch, preprocess=('sharpen',))
+    run = Run('data')
+    plain, steps = make_plan(run), make_plan(run, ('equalize',))
+    assert plain.key != steps.key
+    a, b = (plan.make(plan.items[0], 32).img for plan in (plain, steps))
+    assert (images.to_uint8(images.equalize(a/np.float32(255))) == b).all()
+
+
+def test_the_first_patients_of_each_source_are_nested_and_keep_their_parts(tmp_path, monkeypatch):
+    folder_of_films(tmp_path/'data'/'mine', n=120); folder_of_films(tmp_path/'data'/'yours', n=40, seed=1000)
+    table = pd.read_csv(tmp_path/'data'/'mine'/'metadata.csv')
+    table.assign(patient_id=[f'p{k//2}' for k in range(120)]).to_csv(tmp_path/'data'/'mine'/'metadata.csv', index=False)
+    plans = {n: plan_disk(tmp_path/'data', patients=n) for n in (0, 10, 25)}
+    rows = {n: plan.rows([]) for n, plan in plans.items()}
+    assert rows[10].groupby('source').patient_id.nunique().to_dict() == dict(mine=10, yours=10)
+    assert len(rows[0]) == 160 and rows[10].groupby('source').size().to_dict() == dict(mine=20, yours=10)
+    assert set(rows[10].image_id) < set(rows[25].image_id) < set(rows[0].image_id)
+    parts = rows[0].set_index('image_id').part
+    assert all(parts[r.image_id].tolist() == r.part.tolist() for r in (rows[10], rows[25]))
+    (tmp_path/'data'/'patients.txt').write_text('10\n')
+    assert plan_disk(tmp_path/'data').rows([]).equals(rows[10]) and len(plans[10].items) == 30
+    _, (manifest, _, passed) = build_real(tmp_path, monkeypatch)
+    assert len(manifest) == 30 and passed['patients_per_source'] == 10
+    (tmp_path/'data'/'patients.txt').write_text('ten')
+    with pytest.raises(ValueError, match=r"patients.txt says 'ten'"): plan_disk(tmp_path/'data')
+
+
+def test_rows_outside_an_official_split_are_counted_and_never_tested_on(tmp_path, monkeypatch):
+    folder_of_films(tmp_path/'data'/'mine', n=120)
+    table = pd.read_csv(tmp_path/'data'/'mine'/'metadata.csv')
+    table.loc[range(20, 60), 'part'] = None
+    table.loc[20, 'patient_id'] = 'p100'  # a film of a test patient that the split forgot
+    table.to_csv(tmp_path/'data'/'mine'/'metadata.csv', index=False)
+    with pytest.warns(UserWarning, match='mine: 40 of 120 images have no official part'):
+        _, (manifest, _, passed) = build_real(tmp_path, monkeypatch)
+    assert passed['no_official_part'] == 40
+    part = manifest.set_index('path').part
+    assert part['films/20.png'] == 'test'
+    assert set(part[[f'films/{k}.png' for k in range(21, 60) if k != 20]]) <= {'train', 'select', 'calibrate'}
+
+
+ORGANS = ('heart', 'lung', 'rib', 'spine')
+TEXT = ' '.join(f'The {w} of this made-up person shows a sign that nobody else has.' for w in ORGANS)
+
+
+def reports_only(root, texts):
+    root.mkdir(parents=True)
+    rows = [dict(id=f'CXR{k}', indication='', findings=t, impression='') for k, t in enumerate(texts)]
+    (root/'openi_reports.jsonl').write_text('\n'.join(json.dumps(r) for r in rows) + '\n')
+
+
+def some_texts(n): return [f'There is an opacity of kind {chr(97 + k%26)}{chr(97 + k//26)} here.' for k in range(n)]
+
+
+def test_a_folder_of_reports_alone_becomes_a_run(tmp_path, monkeypatch):
+    reports_only(tmp_path/'data'/'openi', some_texts(60))
+    run, (manifest, leaks, passed) = build_real(tmp_path, monkeypatch)
+    assert len(manifest) == 0 and not any(leaks.values()) and len(run.load('reports.parquet')) == 60
+    assert len(Cache(run.path('pixels'))) == 0 and len(run.load('facts.parquet')) == 0
+
+
+def test_equal_reports_without_patients_share_a_part(tmp_path, monkeypatch):
+    reports_only(tmp_path/'data'/'openi', some_texts(300) + [TEXT]*12)
+    run, _ = build_real(tmp_path, monkeypatch)
+    texts = run.load('reports.parquet')
+    same = texts[texts.findings == TEXT]
+    assert same.part.nunique() == 1 and same.split_group.nunique() == 1
+
+
+def test_a_report_that_an_image_of_another_part_has_stops_the_run(tmp_path, monkeypatch):
+    folder_of_films(tmp_path/'data'/'mine')
+    table = pd.read_csv(tmp_path/'data'/'mine'/'metadata.csv')
+    reports_only(tmp_path/'data'/'openi', some_texts(300) + [TEXT])
+    texts = [None]*8
+    held = plan_disk(tmp_path/'data').reports.part.iloc[-1]
+    texts[0 if held != 'train' else 7] = TEXT
+    table.assign(findings=texts).to_csv(tmp_path/'data'/'mine'/'metadata.csv', index=False)
+    with pytest.raises(LeakError, match='report: 1 across parts'): build_real(tmp_path, monkeypatch)
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Checks of chapter images that teach little: windows, padding, fits, EXIF, and de-identification in its corners."""
 import io
+import traceback
 
 import numpy as np
 import pydicom
@@ -164,3 +165,67 @@ def test_refusals(tmp_path):
                  dict(ImageType=['DERIVED', 'SECONDARY']), dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.7')):
         with pytest.raises(images.BurnedInText): deidentify(write_dicom(path, STORED, **tags), tmp_path/'b.dcm', KEY)
     assert not (tmp_path/'b.dcm').exists()
+
+
+NAME = 'ZQXDOE'
+SAID = [dict(Modality=NAME), dict(BurnedInAnnotation=NAME), dict(PatientOrientation=[NAME, NAME], Modality='CT'),
+        dict(WindowWidth='999999'), dict(NumberOfFrames='999999'), dict()]
+
+
+@pytest.mark.parametrize('tags', SAID, ids=lambda t: next(iter(t), 'PhotometricInterpretation'))
+def test_no_error_repeats_what_the_file_says(tmp_path, tags, recwarn):
+    "A name where a code or a number should be; pydicom's own messages would quote it."
+    data, path = write_dicom(tmp_path/'a.dcm', STORED, **FULL | tags).read_bytes(), tmp_path/'a.dcm'
+    data = data.replace(b'999999', NAME.encode())
+    path.write_bytes(data if tags else data.replace(b'MONOCHROME2 ', f'{NAME:<12}'.encode()))
+    assert NAME.encode() in path.read_bytes()
+    errors = []
+    for f in (read_image, lambda p: read_fit(p, 32), lambda p: deidentify(p, tmp_path/'b.dcm', KEY)):
+        try: f(path)
+        except images.ImageError as e: errors += [str(e), ''.join(traceback.format_exception(e))]
+    assert errors and not any(NAME in text for text in errors)
+    assert not any(NAME in str(w.message) for w in recwarn)
+
+
+@pytest.mark.parametrize('view', ['PA', 'AP', None])
+@pytest.mark.parametrize('rows, columns, fine', [
+    ('L', 'F', True), ('LF', 'FR', True), ('A', 'F', True), ('P', 'F', True), ('', '', True), ('ZQ', 'XD', True),
+    ('R', 'F', False), ('L', 'H', False), ('R', 'H', False), ('RH', 'F', False), ('H', 'L', False), ('F', 'L', False),
+    ('P', 'H', False)])
+def test_orientation_of_a_film(tmp_path, view, rows, columns, fine):
+    path = write_dicom(tmp_path/'a.dcm', STORED, PatientOrientation=[rows, columns], ViewPosition=view, **FULL)
+    if fine: assert np.array_equal(read_image(path), read_image(write_dicom(tmp_path/'b.dcm', STORED, **FULL)))
+    else:
+        with pytest.raises(images.MirroredImage, match='a.dcm: PatientOrientation .*check the sides'): read_image(path)
+        with pytest.raises(images.MirroredImage): deidentify(path, tmp_path/'c.dcm', KEY)
+
+
+def test_palette_is_refused(tmp_path):
+    for kind in ('PALETTE COLOR', 'CMYK'):
+        path = write_dicom(tmp_path/'a.dcm', np.rint(UNIT*255).astype(np.uint8), bits=8)
+        ds = pydicom.dcmread(path); ds.PhotometricInterpretation = kind
+        for name in ('Red', 'Green', 'Blue'):
+            ds.add_new(f'{name}PaletteColorLookupTableDescriptor', 'US', [256, 0, 16])
+            ds.add_new(f'{name}PaletteColorLookupTableData', 'OW', np.arange(256, dtype='<u2').tobytes())
+        ds.save_as(path)
+        for f in (read_image, lambda p: read_fit(p, 32)):
+            with pytest.raises(images.ColourImage, match=kind): f(path)
+
+
+def test_folder_loses_and_overwrites_nothing(tmp_path):
+    src, dst = tmp_path/'src', tmp_path/'dst'; src.mkdir()
+    same = dict(PatientID='1', SOPInstanceUID='2.25.7')
+    write_dicom(src/'a.dcm', STORED, **same); write_dicom(src/'b.dcm', STORED[::-1].copy(), **same)
+    (src/'copy.dcm').write_bytes((src/'a.dcm').read_bytes())
+    ds = pydicom.dcmread(write_dicom(src/'c.dcm', STORED, PatientID='1')); del ds.SOPInstanceUID
+    ds.save_as(src/'c.dcm', enforce_file_format=False)
+    write_dicom(src/'d.dcm', STORED, PatientID='1', SOPInstanceUID='2.25.8')
+    with pytest.warns(UserWarning, match='2 of 5 files refused'): done = deidentify(src, dst, KEY)
+    kinds = {p.name: type(v).__name__ for p, v in done.items()}
+    assert kinds['b.dcm'] == 'DoubledInstance' and kinds['c.dcm'] == 'CorruptImage', kinds
+    assert 'SOPInstanceUID' in str(done[src/'c.dcm']) and done[src/'copy.dcm'] == done[src/'a.dcm']
+    assert np.array_equal(read_image(done[src/'a.dcm']), read_image(src/'a.dcm'))
+    first = {p: p.read_bytes() for p in dst.rglob('*.dcm')}
+    assert len(first) == 2
+    with pytest.warns(UserWarning, match='2 of 5'): deidentify(src, dst, KEY)
+    assert {p: p.read_bytes() for p in dst.rglob('*.dcm')} == first

@@ -72,10 +72,16 @@ def test_processes_of_a_killed_run_are_ended(toy):
 
 @pytest.mark.parametrize('args, message', [
     (['--profile', 'real'], '--data DIR'), (['--data', 'no/such/folder'], 'no such folder'),
-    (['--from', 'nothing'], "unknown chapter 'nothing'; choose from first")])
+    (['--from', 'nothing'], "unknown chapter 'nothing'; choose from first"),
+    (['--run', '../elsewhere'], 'cannot name a run'), (['--run', '/elsewhere'], 'cannot name a run')])
 def test_mistakes_are_one_line(toy, args, message):
     toy.chapter(0, 'first')
     with pytest.raises(SystemExit, match=message): runner.main(['reproduce', *args])
+
+
+@pytest.mark.parametrize('chapter, message', [('findings', 'trains nothing'), ('nothing', 'cxr_explain.nothing')])
+def test_a_chapter_that_cannot_be_trained_is_one_line(toy, chapter, message):
+    with pytest.raises(SystemExit, match=message): runner.main(['train', chapter, '--profile', 'smoke'])
 
 
 OUTPUTS = ('import sys\nfrom matplotlib import pyplot as plt\nimport pandas as pd',

@@ -113,7 +113,7 @@ def differences(a, b):
     return [f'{n} differs between nbdev_test and reproduce' for n in unequal(one, two)]
 
 def run_twice():
-    "Every chapter as a test and as a run, at smoke, on one thread: both must pass, and leave the same bytes."
+    "Every chapter as a test and as a run, at smoke, on one thread: the same bytes; and the appendix as a run."
     folder = Path(tempfile.mkdtemp(prefix='cxr_explain_'))
     same = dict.fromkeys(THREAD_VARIABLES, '1') | dict(PYTHONHASHSEED='0')
     test = ['-c', 'from nbdev.test import nbdev_test; nbdev_test.__wrapped__(n_workers=1, do_print=True, timing=True)']
@@ -122,6 +122,9 @@ def run_twice():
     found['reproduce'] = called('reproduce at smoke, run B', run, CXR_EXPLAIN_RUNS=str(folder/'B'), **same)
     found['equal'] = differences(folder/'A'/'smoke', folder/'B'/'smoke')
     for problem in found['equal']: print(f'   {problem}')
+    appendix = [n.stem for n in find_notebooks(True)[len(find_notebooks()):]]
+    more = [*run, '--appendix', '--only', *appendix]
+    if appendix: found['appendix'] = called('appendix at smoke', more, CXR_EXPLAIN_RUNS=str(folder/'B'), **same)
     if any(found.values()): print(f'   runs A and B are kept in {folder}')
     else: shutil.rmtree(folder)
     return found
