@@ -86,10 +86,10 @@ def test_readers_change_nothing(tmp_path):
     assert torch.equal(a.weight, b.weight)
 
 
-def test_a_launcher_that_starts_too_few_processes_is_an_error(monkeypatch):
+def test_a_launcher_that_starts_too_few_processes_is_an_error():
     code = 'import torch\nfrom cxr_explain.train import _accelerator\n_accelerator("no")'
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(WORLD_SIZE='2', ACCELERATE_USE_CPU='true'),
-                          capture_output=True, text=True)
+    env = os.environ | dict(WORLD_SIZE='2', ACCELERATE_USE_CPU='true')
+    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
     assert done.returncode, 'two processes were asked for and one came up'
 
 
