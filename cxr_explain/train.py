@@ -39,7 +39,7 @@ class Recipe:
     accumulate:int = 1     # micro-batches a step, for batches that do not fit in memory
     clip:float = 1.0       # largest norm of the gradient
     ema:float = 0.0        # decay a step of the averaged weights, such as 0.999; 0: no average
-    precision:str = 'no'   # 'no' is float32; 'bf16' or 'fp16' on a GPU
+    precision:str = 'no'   # 'no' is float32; 'bf16' is for GPUs that have it
     seed:int = 0           # of order, augmentation and dropout
     workers:int = 0        # processes that read batches ahead; changes the time only
     save_s:float = 60      # seconds between checkpoints; changes nothing else
@@ -96,8 +96,9 @@ def apply_jitters(xb:torch.Tensor, # (B,1,H,W) float in [0,1]
                   change:dict      # rows of `draw_jitters` as tensors, on the same device
                  ) -> torch.Tensor: # (B,1,H,W) float in [0,1]
     "Move and expose a batch anew; what enters from outside is black, and stays black."
-    grid = F.affine_grid(change['theta'], xb.shape, align_corners=False)
-    moved = F.grid_sample(xb, grid, align_corners=False)
+    with torch.autocast(xb.device.type, enabled=False): # coordinates of half precision would wobble the picture
+        grid = F.affine_grid(change['theta'], xb.shape, align_corners=False)
+        moved = F.grid_sample(xb, grid, align_corners=False)
     gain, gamma, noise = (change[k][:, None, None, None] for k in ('gain', 'gamma', 'noise'))
     y, x = change['grain'].T
     grain = _cuts(xb.shape[-1], xb.device)[y, x][:, None]
@@ -132,19 +133,17 @@ def as_input(batch:dict) -> torch.Tensor: # (B,1,H,W) float32, about -2 to 2
     if 'theta' in batch: xb = apply_jitters(xb, batch)
     return xb.sub_(0.5).mul_(4).contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/20_train.ipynb #b74a14f2
-class _Steps(torch.utils.data.Dataset): # one item a step: its micro-batches
-    def __init__(self, data, order, epoch): self.data, self.order, self.epoch = data, order, epoch
-    def __len__(self): return len(self.order)
-    def __getitem__(self, k): return [self.data.batch(index, self.epoch) for index in self.order[k]]
+# %% ../nbs/20_train.ipynb #3f8f5f5f
+class _Steps(torch.utils.data.Dataset): # its key is (epoch, indices of the micro-batches)
+    def __init__(self, data): self.data = data
+    def __getitem__(self, key): return [self.data.batch(index, key[0]) for index in key[1]]
 
 def step_loader(data,             # has `__len__` and `batch(index, epoch) -> dict`
-                order:list,       # of `batch_order`
-                epoch:int,
+                keys,             # iterable of (epoch, list of indices), one a step
                 workers:int=0,
                 pin:bool=False):  # lock the memory, for faster copies to a GPU
-    "Iterate over the steps of an epoch."
-    return DataLoader(_Steps(data, order, epoch), batch_size=None, num_workers=workers, pin_memory=pin,
+    "Iterate over steps; each is the list of its micro-batches."
+    return DataLoader(_Steps(data), batch_size=None, sampler=keys, num_workers=workers, pin_memory=pin,
                       multiprocessing_context='spawn' if workers else None)
 
 # %% ../nbs/20_train.ipynb #59606a34
@@ -160,9 +159,9 @@ def masked_bce(z:torch.Tensor,     # (B,K) logits
 # %% ../nbs/20_train.ipynb #4d458c67
 class TrainingError(RuntimeError): "Training cannot go on; the message says where it stopped and what to do."
 
-def _accelerator(precision): # one a process; torchrun's number of processes must be what we got
+def _accelerator(): # one a process; torchrun's number of processes must be what we got
     from accelerate import Accelerator
-    acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision='no')
     asked = int(os.environ.get('WORLD_SIZE', 1))
     if acc.num_processes != asked:
         raise TrainingError(f'{asked} processes were asked for, {acc.num_processes} came up; start them with torchrun')
@@ -177,69 +176,84 @@ def _groups(model, wd): # AdamW's groups: decay for matrices and filters only
 class Trainer:
     "A model on its way; see `fit`."
     def __init__(self, model, data, loss, recipe, folder=None, score=None, key=''):
-        self.acc, self.recipe = _accelerator(recipe.precision), recipe
+        if recipe.precision not in ('no', 'bf16'): raise ValueError(f"precision={recipe.precision!r}; 'no' or 'bf16'")
+        self.acc, self.recipe = _accelerator(), recipe
         self.data, self.loss, self.score = data, loss, score
         self.folder = None if folder is None else Path(folder)
         self.key = json.dumps([key, recipe.key(), len(data), [[n, *p.shape] for n, p in model.named_parameters()]])
         self.bare = model.to(self.acc.device, memory_format=torch.channels_last)
+        self.mean = _average(self.bare, recipe.ema)
         opt = torch.optim.AdamW(_groups(self.bare, recipe.wd), lr=recipe.lr)
         self.model, self.opt = self.acc.prepare(self.bare, opt)
-        self.mean = _average(self.bare, recipe.ema)
+        self.per_epoch = len(data)//min(recipe.batch, len(data)) # steps
+        self.span = recipe.epochs*self.per_epoch, recipe.warmup
         self.step, self.history, self.best, self.done = 0, [], {}, False
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.acc.device)
-        self.waited = self.worked = 0.0
-        self.images, self.resumed = 0, 0
-        self.order = functools.lru_cache(1)(self._order)
+        self.noted, self.waited, self.worked, self.images, self.resumed = None, 0.0, 0.0, 0, 0
 
-    def _order(self, epoch):
+    def order(self, epoch):
         return batch_order(len(self.data), self.recipe, epoch, self.acc.process_index, self.acc.num_processes)
 
-    @property
-    def per_epoch(self): return len(self.order(0))
+    def keys(self): # of the steps that are left
+        for epoch in range(self.step//self.per_epoch, self.recipe.epochs):
+            for index in self.order(epoch)[max(0, self.step - epoch*self.per_epoch):]: yield epoch, index
 
 def _average(model, decay): # exponential average of weights and of batch-norm statistics
     if not decay: return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
-# %% ../nbs/20_train.ipynb #39c0b6f7
+# %% ../nbs/20_train.ipynb #43ad772d
 @patch
-def _update(self:Trainer, micro): # one step over its micro-batches
+def _update(self:Trainer, micro): # gradients of one step over its micro-batches; summed loss and weight
     acc, r = self.acc, self.recipe
     torch.manual_seed(int(make_rng(r.seed, 'step', self.step, acc.process_index).integers(1 << 62)))
-    for group in self.opt.param_groups: group['lr'] = r.lr*rate(self.step, r.epochs*self.per_epoch, r.warmup)
-    sums = torch.zeros_like(self.sums)
+    for group in self.opt.param_groups: group['lr'] = r.lr*rate(self.step, *self.span)
+    sums, half = torch.zeros_like(self.sums), torch.autocast(acc.device.type, torch.bfloat16, r.precision == 'bf16')
     for k, batch in enumerate(micro):
         batch = {n: v.to(acc.device, non_blocking=True) for n, v in batch.items()}
-        last = k == len(micro) - 1
-        with nullcontext() if last else acc.no_sync(self.model):
-            with acc.autocast(): total, weight = self.loss(self.model, batch)
+        with nullcontext() if k == len(micro) - 1 else acc.no_sync(self.model):
+            with half: total, weight = self.loss(self.model, batch)
             acc.backward(total)
         sums += torch.stack([total.detach().double(), weight.detach().double()])
     return acc.reduce(sums, 'sum')
 
 @patch
-def _apply(self:Trainer, sums): # divide the summed gradient, clip, move the weights
-    scale = (self.acc.num_processes/sums[1].clamp_min(1)).float()   # processes exchanged the mean of their sums
+def _apply(self:Trainer, sums): # divide the summed gradient, clip, move the weights; norm of the gradient
+    scale = (self.acc.num_processes/sums[1].clamp_min(1e-12)).float() # processes exchanged the mean of their sums
     for p in self.bare.parameters():
         if p.grad is not None: p.grad.mul_(scale)
-    self.acc.clip_grad_norm_(self.bare.parameters(), self.recipe.clip)
+    norm = self.acc.clip_grad_norm_(self.bare.parameters(), self.recipe.clip)
     self.opt.step(); self.opt.zero_grad()
     if self.mean is not None: self.mean.update_parameters(self.bare)
     self.sums += sums
+    return norm
 
-# %% ../nbs/20_train.ipynb #4444f5ae
+# %% ../nbs/20_train.ipynb #83013ff6
 @patch
-def _look(self:Trainer): # at the loss so far, before anything is kept
-    if torch.isfinite(self.sums[0]): return
-    at, r, steps = self.step - 1, self.recipe, self.per_epoch
-    index = np.concatenate(self.order(at//steps)[at % steps])[:8].tolist()
+def _note(self:Trainer, sums, norm): # send loss and norm to the processor without waiting for them
+    seen = torch.stack([sums[0], norm.double()]).to('cpu', non_blocking=True)
+    event = torch.cuda.Event() if self.acc.device.type == 'cuda' else None
+    if event: event.record()
+    self.noted = self.step, seen, event
+
+@patch
+def _look(self:Trainer): # at what was noted last
+    if self.noted is None: return
+    (at, seen, event), self.noted = self.noted, None
+    if event: event.synchronize()
+    if seen.isfinite().all(): return
+    r, epoch = self.recipe, at//self.per_epoch
+    index, lr = np.concatenate(self.order(epoch)[at % self.per_epoch])[:8].tolist(), r.lr*rate(at, *self.span)
     raise TrainingError(
-        f'the loss is {self.sums[0].item()} at step {at} (epoch {at//steps}, images {index}..., learning rate '
-        f'{r.lr*rate(at, r.epochs*steps, r.warmup):.2g}); lower lr, raise warmup, or look at these images. '
+        f'step {at} (epoch {epoch}, images {index}..., learning rate {lr:.2g}) has loss {seen[0].item():.4g} and '
+        f'gradient norm {seen[1].item():.4g}; lower lr, raise warmup, or look at these images. '
         'The checkpoint from before is kept.')
 
 # %% ../nbs/20_train.ipynb #98b41128
+def _copies(tensors): # for a file: on the processor, dense, and no two that share memory
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+
 @patch
 def _tensors(self:Trainer): # all that a resumed run needs, by name
     moments = self.opt.state_dict()['state']
@@ -247,7 +261,7 @@ def _tensors(self:Trainer): # all that a resumed run needs, by name
     found |= {f'opt/{i}/{k}': torch.as_tensor(v) for i, s in moments.items() for k, v in s.items()}
     found |= {f'best/{k}': v for k, v in self.best.items()} | dict(sums=self.sums)
     if self.mean is not None: found |= {f'mean/{k}': v for k, v in self.mean.state_dict().items()}
-    return {k: v.detach().cpu().contiguous() for k, v in found.items()}
+    return _copies(found)
 
 @patch
 def save(self:Trainer): # the main process alone
@@ -266,25 +280,27 @@ def _facts(path): # the header of a checkpoint
     except (SafetensorError, KeyError, TypeError) as e:
         raise TrainingError(f'{path} is no checkpoint of this loop, or it is damaged ({e}); delete it') from e
 
-@patch
-def resume(self:Trainer) -> bool: # whether there was a checkpoint of this very training
-    "Go on where a killed run stopped."
-    path = self.folder/'checkpoint.safetensors' if self.folder else None
-    if path is None or not path.is_file(): return False
-    facts = _facts(path)
-    if facts['key'] != self.key: return False
-    t = load_file(path, device=str(self.acc.device))
-    self.bare.load_state_dict(_under(t, 'model/'))
-    state = self.opt.state_dict() | dict(state={})
+def _optimiser_state(opt, t): # state dict with the moments of the checkpoint
+    state = opt.state_dict() | dict(state={})
     for name, v in _under(t, 'opt/').items():
         i, k = name.split('/')
-        state['state'].setdefault(int(i), {})[k] = v.cpu() if k == 'step' else v
-    self.opt.load_state_dict(state)
-    if self.mean is not None: self.mean.load_state_dict(_under(t, 'mean/'))
-    self.best, self.sums = _under(t, 'best/'), t['sums']
-    self.step, self.done, self.history = facts['step'], facts['done'], facts['history']
+        state['state'].setdefault(int(i), {})[k] = v
+    return state
+
+@patch
+def resume(self:Trainer): # go on where a killed run of this very training stopped
+    path = self.folder/'checkpoint.safetensors' if self.folder else None
+    facts = _facts(path) if path and path.is_file() else {}
+    if facts.get('key') == self.key:
+        t = load_file(path)
+        self.bare.load_state_dict(_under(t, 'model/'))
+        self.opt.load_state_dict(_optimiser_state(self.opt, t))
+        if self.mean is not None: self.mean.load_state_dict(_under(t, 'mean/'))
+        self.best, self.sums = _under(t, 'best/'), t['sums'].to(self.acc.device)
+        self.step, self.done, self.history = facts['step'], facts['done'], facts['history']
     self.resumed = self.step
-    return True
+    steps = self.acc.gather(torch.tensor([self.step], device=self.acc.device)).tolist()
+    if len(set(steps)) > 1: raise TrainingError(f'processes would go on at steps {steps}; {self.folder} must be shared')
 
 # %% ../nbs/20_train.ipynb #814bf713
 @patch
@@ -303,7 +319,7 @@ def _close(self:Trainer, epoch): # write the history's row, keep the best
     if value is not None and not math.isfinite(value): raise TrainingError(f'the score of epoch {epoch} is {value}')
     scores = [h['score'] for h in self.history]
     better = value is None or not scores or value > max(scores)
-    self.history.append(dict(epoch=epoch, step=self.step, lr=self.opt.param_groups[0]['lr'],
+    self.history.append(dict(epoch=epoch, step=self.step, lr=self.recipe.lr*rate(self.step - 1, *self.span),
                              loss=(self.sums[0]/self.sums[1]).item(), score=value))
     if better: self.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
     since = 0 if value is None else len(scores) - int(np.argmax(scores + [value]))
@@ -312,17 +328,16 @@ def _close(self:Trainer, epoch): # write the history's row, keep the best
 
 # %% ../nbs/20_train.ipynb #c8b0e6e2
 @patch
-def _epoch(self:Trainer, epoch, bar): # the steps that are left of it
-    order = self.order(epoch)[self.step - epoch*self.per_epoch:]
-    loader = step_loader(self.data, order, epoch, self.recipe.workers, pin=self.acc.device.type == 'cuda')
+def _epoch(self:Trainer, epoch, steps, bar): # the steps that are left of it
     self.model.train()
     start = saved = time.perf_counter()
-    for micro in loader:
+    for _ in range((epoch + 1)*self.per_epoch - self.step):
+        micro = next(steps)
         ready = time.perf_counter()
-        sums = self._update(micro)
-        self._look()
-        self._apply(sums); self.step += 1; bar.update()
-        self.images += int(sum(map(len, self.order(epoch)[0])))
+        sums = self._update(micro); self._look()
+        self._note(sums, self._apply(sums))
+        self.step += 1; bar.update()
+        self.images += min(self.recipe.batch, len(self.data))//self.acc.num_processes
         now = time.perf_counter()
         self.waited += ready - start; self.worked += now - ready
         if now - saved >= self.recipe.save_s: self._look(); self.save(); saved = time.perf_counter()
@@ -358,8 +373,9 @@ def fit(model:nn.Module,
     "Train a model in place, and leave it with its best weights, in evaluation mode. Raises `TrainingError`."
     t = Trainer(model, data, loss, recipe, folder, score, key)
     t.resume()
+    steps = None if t.done else iter(step_loader(data, t.keys(), recipe.workers, t.acc.device.type == 'cuda'))
     with _bar(t) as bar:
-        while not t.done: t._epoch(t.step//t.per_epoch, bar)
+        while not t.done: t._epoch(len(t.history), steps, bar)
     model.load_state_dict(t.best); model.eval()
     t.acc.wait_for_everyone()
     spent = t.waited + t.worked
@@ -374,10 +390,10 @@ def predict(model:nn.Module,
     "Outputs of a model for every image, in order."
     device = next(model.parameters()).device
     model.eval()
-    order = [[i] for i in np.split(np.arange(len(data)), range(batch, len(data), batch))]
+    keys = [(0, [i]) for i in np.split(np.arange(len(data)), range(batch, len(data), batch))]
     with torch.inference_mode():
         found = [model(as_input({k: v.to(device) for k, v in m.items()})).float().cpu()
-                 for [m] in step_loader(data, order, 0)]
+                 for [m] in step_loader(data, keys)]
     return torch.cat(found).numpy()
 
 # %% ../nbs/20_train.ipynb #12d037dc
@@ -387,8 +403,7 @@ def save_model(run:Run, name:str, # `models/<name>/` of the run
                weights:str='scratch') -> Path: # or the pretrained weights behind it
     "Keep a model: safetensors and JSON, signed."
     folder = run.path(f'models/{name}')
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_path(folder/'model.safetensors') as tmp: save_file(state, tmp)
+    with atomic_path(folder/'model.safetensors') as tmp: save_file(_copies(model.state_dict()), tmp)
     index = dict(config=config, weights=weights, sha256=file_sha256(folder/'model.safetensors'))
     with atomic_path(folder/'index.json') as tmp: tmp.write_text(json.dumps(index, indent=1) + '\n', encoding='utf-8')
     return run.seal(f'models/{name}', weights)

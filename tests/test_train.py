@@ -87,7 +87,7 @@ def test_readers_change_nothing(tmp_path):
 
 
 def test_a_launcher_that_starts_too_few_processes_is_an_error():
-    code = 'import torch\nfrom cxr_explain.train import _accelerator\n_accelerator("no")'
+    code = 'import torch\nfrom cxr_explain.train import _accelerator\n_accelerator()'
     env = os.environ | dict(WORLD_SIZE='2', ACCELERATE_USE_CPU='true')
     done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
     assert done.returncode, 'two processes were asked for and one came up'
@@ -114,3 +114,58 @@ def test_batch_norm_and_integers_come_back(tmp_path):
     fit(make(), Points(), loss, Recipe(epochs=2, ema=.5, save_s=0), tmp_path)
     kept = load_file(tmp_path/'checkpoint.safetensors')
     assert kept['best/1.num_batches_tracked'].dtype == torch.int64
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_is_kept(tmp_path):
+    def steep(model, batch): # the loss is finite, the gradient is not
+        total, weight = loss(model, batch)
+        return total + torch.sqrt((model.weight*0).abs()).sum(), weight
+    with pytest.raises(TrainingError, match='step 0 .*gradient norm nan'):
+        fit(net(), Points(), steep, Recipe(epochs=1, save_s=0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_averaged_weights_are_kept_and_half_precision_leaves_no_trace():
+    model = net()
+    fit(model, Points(), loss, Recipe(epochs=2, ema=.5, precision='bf16'), score=lambda m: float(m.weight.detach().sum()))
+    assert 'forward' not in vars(model) and model.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match='fp16'): fit(net(), Points(), loss, Recipe(precision='fp16'))
+
+
+RESUMED = '''
+import os, sys, torch
+from cxr_explain.train import Recipe, fit, masked_bce
+torch.set_num_threads(1)
+
+class Points:
+    x = torch.linspace(-1, 1, 96).sin().reshape(24, 4)
+    def __len__(self): return 24
+    def batch(self, index, epoch): return dict(x=self.x[index], y=(self.x[index] > 0).float(), known=self.x[index] > -2)
+
+left = [int(sys.argv[2])]
+def score(model):
+    left[0] -= 1
+    if left[0] == 0: os._exit(9)
+    return float(model.weight.sum())
+
+def loss(model, batch): return masked_bce(model(batch['x']), batch['y'], batch['known'])
+torch.manual_seed(0)
+found = fit(torch.nn.Linear(4, 4), Points(), loss, Recipe(epochs=4, batch=8, save_s=0), sys.argv[1], score)
+if torch.distributed.get_rank() == 0: print('resumed', found.resumed)
+'''
+
+
+def test_two_processes_resume_too(tmp_path):
+    script = tmp_path/'script.py'
+    script.write_text(RESUMED)
+    def launch(folder, left):
+        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script,
+                   tmp_path/folder, left]
+        return subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert launch('through', 0).returncode == 0
+    assert launch('killed', 3).returncode != 0
+    again = launch('killed', 0)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert 'resumed 9' in again.stdout
+    a, b = ((tmp_path/f/'checkpoint.safetensors').read_bytes() for f in ('through', 'killed'))
+    assert a == b
