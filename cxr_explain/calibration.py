@@ -49,8 +49,11 @@ def bin_edges(p:np.ndarray,      # (n,) probabilities
     if not adaptive: return np.linspace(0, 1, bins + 1)
     order = np.argsort(p, kind='stable')
     total = np.cumsum(np.ones(len(p)) if w is None else w[order])
-    inner = p[order][np.searchsorted(total, total[-1]*np.arange(1, bins)/bins)]
-    return np.unique(np.r_[0, inner, 1])
+    last = p[order][np.searchsorted(total, total[-1]*(np.arange(1, bins)/bins - 1e-9))] # highest of each lower bin
+    values = np.unique(p)
+    after = np.searchsorted(values, last, 'right')
+    inner = (last + values[np.minimum(after, len(values) - 1)])/2 # midway to the next value, so that ties stay below
+    return np.unique(np.r_[0, inner[after < len(values)], 1])
 
 def _bin(p, edges): return np.clip(np.searchsorted(edges, p, 'right') - 1, 0, len(edges) - 2)
 
@@ -115,7 +118,7 @@ def calibration_draws(y, p,             # (N,L)
                       draws:int=1000,
                       rng:np.random.Generator|None=None # None: seed 0
                      ) -> np.ndarray:   # (draws,L); NaN where nothing is known
-    "Calibration error of drawn patients, mirrored; `percentiles` of it, or of its mean over labels, are limits."
+    "Calibration error of drawn patients, mirrored; `percentiles` of it are limits of a label, not of a mean of labels."
     s = scored(y, p, patients, weights)
     counts = draw_counts(s.patients, draws, rng or np.random.default_rng(0)).astype(float)
     found = np.full((draws, s.y.shape[1]), np.nan)
@@ -139,28 +142,34 @@ def brier_parts(y, p,        # (n,) one label, no NaN
     return dict(miscalibration=score(p) - best, discrimination=flat - best, uncertainty=flat)
 
 # %% ../nbs/18_calibration.ipynb #a7de62a4
+def _platt(y, w): # targets a little inside of 0 and 1; weighted films count as their effective number
+    def count(m): return w[m].sum()**2/(w[m]**2).sum()
+    return np.where(y == 1, 1 - 1/(count(y == 1) + 2), 1/(count(y == 0) + 2))
+
 def fit_temperature(y, z,         # (N,L) labels and logits
                     parts,        # (N,) the manifest's column, or 'calibrate'
                     weights=None
                    ) -> np.ndarray: # (L,); 1 where a class is missing
-    "The divisor of the logits with the least log loss on calibrate, Guo et al. 2017."
+    "The divisor of the logits with the least log loss on calibrate, Guo et al. 2017, with Platt's targets."
     only_calibrate(parts)
     s = scored(y, z, None, weights)
     def fit(y, z):
         m = ~np.isnan(y)
         if len(np.unique(y[m])) < 2: return 1.
-        def loss(t): return np.average(np.logaddexp(0, np.where(y[m] == 1, -1, 1)*z[m]/np.exp(t)), weights=s.w[m])
+        q = _platt(y[m], s.w[m])
+        def loss(t): return np.average(np.logaddexp(0, z[m]/np.exp(t)) - q*z[m]/np.exp(t), weights=s.w[m])
         return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method='bounded', options=dict(xatol=1e-8)).x))
     return np.array([fit(*columns) for columns in zip(s.y.T, s.p.T)])
 
 # %% ../nbs/18_calibration.ipynb #f5dff608
 def fit_isotonic(y, p,        # (N,L) labels and probabilities or logits
-                 parts, weights=None) -> list: # of L pairs of arrays: knots of an increasing curve
+                 parts, weights=None) -> list: # of L pairs of arrays: knots of a rising curve; NaN: nothing known
     "Increasing curves from calibrate rows; kept off 0 and 1, where log loss has no bound."
     only_calibrate(parts)
     s, curves = scored(y, p, None, weights), []
     for y, p in zip(s.y.T, s.p.T):
         m = ~np.isnan(y)
+        if not m.any(): curves.append((np.zeros(1), np.full(1, np.nan))); continue
         fit, edge = _isotonic(y[m], p[m], s.w[m]), 1/(m.sum() + 2)
         curves.append((fit.X_thresholds_, np.clip(fit.y_thresholds_, edge, 1 - edge)))
     return curves

@@ -30,16 +30,28 @@ def best_rank(sim,     # (Q,G) similarity of each query to each item
     rank = 1. + ((sim >= best) & ~relevant).sum(1)
     return np.where(relevant.any(1), rank, np.nan)
 
-# %% ../nbs/23_scores.ipynb #7526aacd
-def recall_at(k:int, sim, relevant, patients=None) -> Estimate:
-    "Share of queries with a right item among the first k; queries without any are left out."
-    rank = best_rank(sim, relevant)
-    return ratio(np.where(np.isnan(rank), np.nan, rank <= k), np.ones(len(rank)), patients)
+def _places(sim, relevant, copies): # items before the best right one, tied copies before or behind it; (Q,) each
+    sim, relevant = _right(sim, relevant)
+    last, best = best_rank(sim, relevant), np.where(relevant, sim, -np.inf).max(1, keepdims=True)
+    tied = ((sim == best) & ~relevant).sum(1)
+    equal = np.minimum(tied, (1 if copies is None else np.asarray(copies)) - 1)
+    return last - 1 - equal, equal
 
-def reciprocal_rank(sim, relevant, patients=None) -> Estimate:
-    "Mean of one over the rank of the best right item (MRR)."
-    rank = best_rank(sim, relevant)
-    return ratio(1/rank, np.ones(len(rank)), patients)
+# %% ../nbs/23_scores.ipynb #7526aacd
+def recall_at(k:int, sim, relevant, patients=None,
+              copies=None # (Q,) items equal to the right one, itself included; None: ties are never excused
+             ) -> Estimate:
+    "Share of queries with a right item among the first k; queries without any are left out."
+    before, equal = _places(sim, relevant, copies)
+    return ratio(np.clip(k - before, 0, equal + 1)/(equal + 1), np.ones(len(before)), patients)
+
+def reciprocal_rank(sim, relevant, patients=None, copies=None) -> Estimate:
+    "Mean of one over the rank of the best right item (MRR); `copies` as for `recall_at`."
+    before, equal = _places(sim, relevant, copies)
+    summed = np.r_[0, np.cumsum(1/np.arange(1, np.shape(sim)[1] + 1))] # 1 + 1/2 + ... + 1/n
+    first = np.nan_to_num(before).astype(int)
+    mean = (summed[first + equal + 1] - summed[first])/(equal + 1)
+    return ratio(np.where(np.isnan(before), np.nan, mean), np.ones(len(before)), patients)
 
 # %% ../nbs/23_scores.ipynb #5beb5a9a
 def precision_at(k:int, sim, relevant, patients=None) -> Estimate:
@@ -86,20 +98,25 @@ def retrieval_table(sim, relevant,   # (Q,G), (Q,G) bool
     "Recall and MRR with intervals, chance and ceiling."
     sim, relevant = _right(sim, relevant)
     asked, gallery = relevant.any(1), sim.shape[1]
-    right, copies = relevant.sum(1)[asked], np.ones(asked.sum(), int) if copies is None else np.asarray(copies)[asked]
+    equal = np.ones(len(sim), int) if copies is None else np.asarray(copies)
+    right, copies = relevant.sum(1)[asked], equal[asked]
     n = dict(n=int(asked.sum()), gallery=gallery,
              patients=int(asked.sum()) if patients is None else len(np.unique(np.asarray(patients)[asked])))
-    made = [(f'recall_at_{k}', recall_at(k, sim, relevant, patients), chance_recall(k, gallery, right),
+    made = [(f'recall_at_{k}', recall_at(k, sim, relevant, patients, equal), chance_recall(k, gallery, right),
              ceiling_recall(k, copies)) for k in ks]
-    made += [('mrr', reciprocal_rank(sim, relevant, patients), chance_mrr(gallery, right), ceiling_mrr(copies))]
+    made += [('mrr', reciprocal_rank(sim, relevant, patients, equal), chance_mrr(gallery, right), ceiling_mrr(copies))]
     return pd.DataFrame([dict(name=name, value=e.value[0], **dict(zip(('low', 'high'), interval(e).ravel())),
                               chance=chance.mean(), ceiling=top.mean(), **n) for name, e, chance, top in made])
 
 def record_table(run:Run, table:pd.DataFrame, # with columns name, value, low, high and facts
                  **fields):                   # such as model='clip', direction='i2t', part='test'
-    "Keep such a table in the run's records."
+    "Keep such a table in the run's records; what has no value or no limits is kept empty, with the reason."
     for r in table.to_dict('records'):
-        run.record(r.pop('name'), r.pop('value'), r.pop('low'), r.pop('high'), **r, **fields)
+        name, *three = (r.pop(k) for k in ('name', 'value', 'low', 'high'))
+        facts = {k: v for k, v in r.items() if not pd.isna(v)} | fields
+        why = 'undefined' if pd.isna(three[0]) else 'too few patients'
+        if pd.isna(three).any(): run.record(name, None, reason=why, **facts)
+        else: run.record(name, *three, **facts)
 
 # %% ../nbs/23_scores.ipynb #1fbe1da7
 def _heat(heat, mask): # checked; None when undefined
@@ -148,10 +165,11 @@ def fit_map_threshold(maps, masks,    # (N,H,W) each
                       parts,          # (N,) the manifest's column, or 'calibrate'
                       grid=np.arange(.05, 1, .05)
                      ) -> float:
-    "The share of the maximum with the best mean IoU on calibrate."
+    "The share of the maximum with the best mean IoU on calibrate; raises `ValueError` if no map has one."
     only_calibrate(parts)
-    means = [np.nanmean([iou_at_threshold(h, m, t) for h, m in zip(maps, masks)]) for t in grid]
-    return float(grid[int(np.argmax(means))])
+    found = np.array([[iou_at_threshold(h, m, t) for h, m in zip(maps, masks)] for t in grid]) # (thresholds,N)
+    if np.isnan(found).all(): raise ValueError('every map is undefined: constant, never positive or without a mask')
+    return float(grid[int(np.argmax(np.nanmean(found, axis=1)))])
 
 # %% ../nbs/23_scores.ipynb #8e0597a8
 _SCORES = dict(pointing_game=pointing_game, relevance_mass=relevance_mass, mass_lift=mass_lift, iou=iou_at_area)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from cxr_explain import calibration, comparison, metrics, scores
+from cxr_explain import baselines, calibration, comparison, metrics, scores
 from cxr_explain.config import Run, get_profile
 
 
@@ -219,6 +219,43 @@ def test_temperature_is_that_of_scikit_learn():
     assert np.allclose(theirs.predict_proba(z[:, None])[:, 1], 1/(1 + np.exp(-z/t)), atol=2e-3)
 
 
+def apart(n=5):
+    "A calibrate part that happens to be separated, and a test part that is not."
+    rng = np.random.default_rng(0)
+    y, z = np.repeat([1., 0.], [n, 40]), np.r_[rng.uniform(1, 2, n), rng.uniform(-8, 0, 40)]
+    y_test = (rng.random(2000) < .1) + 0.
+    return y, z, y_test, -1.5 + 2*y_test + 1.5*rng.normal(size=2000)
+
+
+def test_temperature_of_a_separable_part():
+    "The bound of the search is not reached, no probability saturates, and the test part loses nothing."
+    y, z, y_test, z_test = apart()
+    t = calibration.fit_temperature(y, z, 'calibrate')
+    p = 1/(1 + np.exp(-z_test/t))
+    assert .1 < t < 10 and len(np.unique(p)) == len(np.unique(z_test))
+    assert metrics.auroc(y_test, p).value == metrics.auroc(y_test, z_test).value
+    def loss(t): return calibration.log_loss(y_test, 1/(1 + np.exp(-z_test/t))).value
+    assert loss(t) < 1.5*loss(1) and loss(t) < .5*loss(np.exp(-4))
+    for w in (np.full(45, 7.), np.r_[np.full(5, .1), np.full(40, 3.)]):
+        s = calibration.fit_temperature(y, z, 'calibrate', w)
+        assert .1 < s < 10 and np.isclose(s, calibration.fit_temperature(y, z, 'calibrate', 5*w), rtol=1e-6)
+
+
+def test_nothing_known_is_nan():
+    p = np.random.default_rng(0).random((3, 2))
+    curve = calibration.fit_isotonic(np.full((3, 2), [[np.nan, 1]]), p, 'calibrate')
+    assert np.isnan(calibration.apply_isotonic(curve, [[.5, .5]])).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize('bins', [2, 3, 10])
+def test_ties_stay_in_one_bin_at_the_cut(bins):
+    "As few films as possible are on the wrong side: a value that reaches the cut stays below it."
+    p = np.repeat([.1, .4, .8], [30, 30, 30])
+    b = calibration._bin(p, calibration.bin_edges(p, bins, adaptive=True))
+    sizes = {2: [60, 30]}.get(bins, [30, 30, 30])
+    assert np.bincount(b).tolist() == sizes
+
+
 def test_calibration_error_and_diagram_are_those_of_scikit_learn():
     from sklearn.calibration import calibration_curve
     y, p, _ = calibration.toy_probabilities(np.random.default_rng(1), 3000)
@@ -308,13 +345,129 @@ def test_evaluate_counts_and_records(run):
     expected = np.mean([sk.roc_auc_score(y[10:, 0], p[10:, 0], sample_weight=w[10:]),
                         sk.roc_auc_score(y[:, 1], p[:, 1], sample_weight=w)])
     assert np.isclose(mean.value['auroc_macro'], expected)
-    low = t[t.value.notna()]
+    low = t[t.value.notna() & ~(t.finding.isna() & (t.name == 'ece'))]
     assert (low.low <= low.value + 1e-12).all() and (low.value <= low.high + 1e-12).all()
     comparison.record_scores(run, t, 'cnn', 'test', 'truth', method='as is')
     assert {r['reason'] for r in run.records if r.get('finding') == 'Pneumonia'} == {
         'n too small: fewer than 30 positives or negatives'}
     assert all(r['against'] == 'truth' and r['method'] == 'as is' and r['n'] >= 0 for r in run.records)
     run.finish()
+
+
+def test_mean_calibration_error_has_no_limits_and_labels_are_those_with_a_value(run):
+    y, p, g, w = case(6, 400, labels=3)
+    names = ['Edema', 'Fracture', 'Pneumonia']
+    t = comparison.evaluate(y, p, g, w, [.5, np.nan, .5], names, draws=20)
+    mean = t[t.finding.isna()].set_index('name')
+    assert mean.labels['f1_macro'] == 2 and mean.left_out['f1_macro'] == 1 and mean.labels['auroc_macro'] == 3
+    assert np.isnan(mean.low['ece']) and mean.value['ece'] > 0
+    comparison.record_scores(run, t, 'cnn', 'test', 'truth')
+    kept = [r for r in run.records if r.get('no_interval')]
+    assert [(r['name'], r['low'], r.get('finding')) for r in kept] == [('ece', None, None)]
+    none = comparison.evaluate(y, p, g, w, [np.nan]*3, names, draws=2).query("name == 'f1_macro'").iloc[0]
+    assert none.labels == 0 and none.reason == 'not defined'
+
+
+def test_positives_of_one_patient_are_one(run):
+    y, p = np.r_[1, 1, np.zeros(20)], np.linspace(1, 0, 22)
+    g = np.r_[0, 0, np.arange(1, 21)]
+    assert metrics.enough(y, 2).all() and not metrics.enough(y, 2, g).any()
+    t = comparison.evaluate(y, p, g, labels=['Edema'], few=2, draws=5)
+    assert t.value.isna().all()
+    comparison.record_scores(run, t, 'cnn', 'test', 'truth')
+    all_of_one = comparison.evaluate(y, p, np.zeros(22), labels=['Edema'], few=1, draws=5)
+    comparison.record_scores(run, all_of_one, 'cnn', 'test', 'truth')
+    assert all(r['reason'] for r in run.records if r['value'] is None)
+    weights = np.r_[1, 1e-12, np.ones(20)] # two patients on paper, one in effect
+    t = comparison.evaluate(y, p, None, weights, labels=['Edema'], few=2, draws=5)
+    comparison.record_scores(run, t, 'cnn', 'test', 'truth')
+
+
+def test_tables_without_value_or_limits_are_recorded_empty(run):
+    maps, masks = np.ones((4, 8, 8)), np.zeros((4, 8, 8), bool)
+    masks[:, 2:4, 2:4] = True
+    scores.record_table(run, scores.localisation_table(maps, masks, threshold=.5))
+    assert [r['reason'] for r in run.records] == ['undefined']*5
+    scores.record_table(run, scores.localisation_table(np.random.default_rng(0).random((4, 8, 8)), masks, ['amy']*4))
+    assert [r['reason'] for r in run.records[5:]] == ['too few patients']*4
+    with pytest.raises(ValueError, match='every map is undefined'): scores.fit_map_threshold(maps, masks, 'calibrate')
+
+
+def test_a_perfect_matcher_reaches_the_ceiling_of_copies():
+    rng = np.random.default_rng(0)
+    content = rng.integers(0, 12, 40)
+    own, copies = np.eye(40, dtype=bool), (content[:, None] == content).sum(1)
+    t = scores.retrieval_table((content[:, None] == content)*1., own, copies=copies)
+    assert np.allclose(t.value, t.ceiling)
+    worst = scores.retrieval_table((content[:, None] == content)*1., own)
+    assert (worst.value <= t.value).all() and worst.value[0] < .5*t.value[0]
+    sim = rng.random((40, 12))[:, content]
+    shuffled = [scores.retrieval_table(sim + 1e-9*rng.random((40, 40)), own).value for _ in range(400)]
+    assert np.allclose(np.mean(shuffled, 0), scores.retrieval_table(sim, own, copies=copies).value, atol=.015)
+    flat = scores.retrieval_table(np.zeros((40, 40)), own, copies=np.ones(40, int))
+    assert flat.value.max() < .03, 'what ties and is no copy stands before'
+
+
+def test_draws_without_a_value_are_no_evidence():
+    rng = np.random.default_rng(0)
+    y, a, b = np.r_[1., np.zeros(29)], rng.random(30), rng.random(30)
+    t = comparison.paired_bootstrap(metrics.weighted_ap, y, a, b, draws=300).iloc[0]
+    assert 150 < t.n < 230 and t.p >= 2/(t.n + 1)
+    t = comparison.paired_bootstrap(metrics.weighted_ap, 0*y, a, b, draws=30).iloc[0]
+    assert t.n == 0 and np.isnan([t.p, t.low, t.high]).all()
+
+
+def test_no_error_seen_in_few_is_no_certainty():
+    y = np.r_[np.ones(3), np.zeros(40)]
+    clear, other, flat = (metrics.auroc(y, p) for p in (y, y + np.linspace(0, .5, 43), 0*y))
+    for d in (comparison.difference(clear, other), comparison.difference(clear, flat)):
+        e = comparison.equivalence(d).iloc[0]
+        assert np.isnan([*comparison.p_value(d), *metrics.interval(d).ravel(), e.p_equivalent, e.p_not_worse]).all()
+    d = comparison.difference(clear, clear, same=True)
+    e = comparison.equivalence(d).iloc[0]
+    assert comparison.p_value(d) == 1 and e.p_equivalent == 0 and (metrics.interval(d) == 0).all()
+    pairs = comparison.compare_models(y, dict(a=y, b=y, c=y + np.linspace(0, .5, 43)), few=3).set_index('pair')
+    assert pairs.p['a - b'] == 1 and np.isnan(pairs.p['a - c'])
+
+
+def test_a_mean_over_twin_labels_is_no_more_certain_than_one():
+    "Fourteen copies of a label are one label: same limits, same p."
+    y, p, *_ = case(8, 60, ties=False)
+    q = np.random.default_rng(8).random((60, 1))
+    one, many = ([metrics.macro(metrics.auroc(np.tile(y, k), np.tile(s, k))) for s in (p, q)] for k in (1, 14))
+    assert np.allclose(metrics.interval(one[0]), metrics.interval(many[0]))
+    a, b = comparison.difference(*one), comparison.difference(*many)
+    assert np.allclose(metrics.interval(a), metrics.interval(b))
+    assert np.allclose(comparison.p_value(a), comparison.p_value(b))
+    assert np.allclose(comparison.equivalence(a), comparison.equivalence(b))
+
+
+def test_counts_may_be_weights():
+    y, p, *_ = case(3, 50)
+    w = np.random.default_rng(0).integers(1, 4, 50)
+    assert np.isclose(metrics.weighted_ap(y[:, 0], p[:, 0], w), metrics.weighted_ap(y[:, 0], p[:, 0], w + 0.))
+
+
+def test_saturated_probabilities_may_be_ranked_by_their_logits():
+    y, p, *_ = case(3, 200, ties=False)
+    z = 400*p
+    t = comparison.evaluate(y, 1/(1 + np.exp(-z)), labels=['Edema'], draws=2, ranks=z)
+    assert t[t.name == 'auroc'].value.iloc[0] == metrics.auroc(y, p).value[0]
+
+
+def test_share_of_a_gap_that_may_be_nothing():
+    draw = .004*np.random.default_rng(0).normal(size=(3, 500))
+    def share(m, f, t): return baselines.share_of_gap(m, f, t, np.array([[m], [f], [t]]) + draw)
+    assert np.isclose(share(.85, .8, .9)['value'], .5) and share(.85, .8, .9)['low'] > .3
+    for m, f, t in ((.7, .9, .85), (.95, .89, .9), (.9, .9, .9)):
+        assert share(m, f, t)['value'] is None and 'undefined' in share(m, f, t)['reason']
+    assert baselines.share_of_gap(.8, .7, .9, np.full((3, 5), np.nan))['value'] is None
+
+
+def test_missing_age_is_that_of_the_fit():
+    rows = pd.DataFrame(dict(age=[np.nan, 80.], sex='F', view='PA', part='train'))
+    train = pd.DataFrame(dict(age=[30., 50.], sex='F', view='PA', part='train'))
+    assert baselines.demographic_features(rows, train)[0, 0] == 2 and baselines.demographic_features(rows)[0, 0] == 4
 
 
 def test_gates_reach_the_command(run):
