@@ -167,16 +167,16 @@ def compare_with(run:Run, model:str, others, # names
     preds = {m: load_predictions(run, m).of(part) for m in (model, *others)}
     rows = preds[model].rows
     y = score_targets(rows, against)
-    which, about = enough(y, few_positives(run.profile)), (rows.patient_id, rows.weight)
-    means = {m: macro(auroc(y, pred.p, *about), which) for m, pred in preds.items()}
+    which, about = enough(y, few_positives(run.profile), rows.patient_id), (rows.patient_id, rows.weight)
+    means = {m: macro(auroc(y, pred.z, *about), which) for m, pred in preds.items()}
     found = [difference(means[model], means[m]) for m in others]
     p = np.concatenate([p_value(d) for d in found])
     table = pd.DataFrame([dict(pair=f'{model} - {m}', value=d.value[0], low=interval(d)[0, 0], high=interval(d)[1, 0])
                           for m, d in zip(others, found)]).assign(p=p, p_holm=holm(p))
     for r in table.to_dict('records'):
         r = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in r.items()}
-        reason = dict(reason='no label has enough positives') if r['value'] is None else {}
-        run.record('auroc_difference', **r, **reason, n=len(rows), patients=rows.patient_id.nunique(), part=part,
+        reason = dict(value=None, reason='too few patients with a finding') if r['low'] is None else {}
+        run.record('auroc_difference', **(r | reason), n=len(rows), patients=rows.patient_id.nunique(), part=part,
                    against=against, labels=int(which.sum()))
     return table
 
@@ -189,12 +189,12 @@ def try_gates(run:Run, model:str,
     "Record the gates of an image model."
     pred = load_predictions(run, model).of(part)
     y, w, patients = score_targets(pred.rows, against), pred.rows.weight, pred.rows.patient_id
-    which = enough(y, few_positives(run.profile))
+    which = enough(y, few_positives(run.profile), patients)
     rarest = int((y == 1).sum(0)[which].min()) if which.any() else 0
     about = dict(n=rarest, need=SMALL, model=model, part=part, against=against) # n: positives of the rarest label
     least = dict(pairs.loc[pairs.low.idxmin()]) if pairs.low.notna().any() else {}
     gate(run, f'{model}_beats_baselines', *_value(least), at_least=0., **about)
-    m = macro(auroc(y, pred.p, patients, w), which)
+    m = macro(auroc(y, pred.z, patients, w), which)
     gate(run, f'{model}_source_line', m.value[0], *interval(m).ravel(), at_least=.8, required=False, **about)
     closed = gap_closed(run, model, part=part)
     run.record('observer_gap_closed', **closed, model=model, part=part, against='truth', n=len(y),
@@ -331,14 +331,14 @@ def network_fitter(run:Run, s:Settings):
         return lambda rows: predict_rows(run, net, rows)
     return fit_one
 
-def probe_fitter(features): # function of rows to (N,F)
+def probe_fitter(features): # function of rows, and of the rows it is fitted on, to (N,F)
     "For `cross_logits`: a logistic regression of some features."
     def fit_one(train):
         y, known = train_targets(train)
-        x = features(train)
+        x = features(train, train)
         mean, sd = x.mean(0), np.maximum(x.std(0), 1e-9)
         def say(rows):
-            both = (np.concatenate([x, features(rows)]) - mean)/sd
+            both = (np.concatenate([x, features(rows, train)]) - mean)/sd
             m = np.arange(len(both)) < len(x)
             pad = np.zeros((len(rows), len(LABELS)))
             targets, counts = np.concatenate([y, pad]), np.concatenate([known, pad > 0])
@@ -347,7 +347,7 @@ def probe_fitter(features): # function of rows to (N,F)
     return fit_one
 
 # %% ../nbs/22_cnn.ipynb #8deab123
-def view_features(rows): return np.column_stack([rows.view == 'AP', rows.view == 'PA']).astype(float)
+def view_features(rows, fit=None): return np.column_stack([rows.view == 'AP', rows.view == 'PA']).astype(float)
 
 def record_real(run:Run, model:str, rows:pd.DataFrame, z:np.ndarray, part:str, **fields):
     "Ranking scores of one group of real films; no claim about calibration."
