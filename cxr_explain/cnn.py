@@ -256,9 +256,9 @@ def surest(pred, y, labels) -> list[tuple[int, int]]: # (row, label), one a labe
     return [(int(i), j) for i, j in at if y[i, j] == 1]
 
 def show_map(ax, img, m, outline=None): # (H,W) grey, (h,w) map, (H,W) 0 or 1
-    "A film with what speaks for the finding on top, and the outline of the truth."
-    small = torch.as_tensor(m)[None, None].float().relu()
-    m = torch.nn.functional.interpolate(small, img.shape[-2:], mode='bilinear')[0, 0]
+    "A film, the map from its least to its largest value on top, and the outline of the truth."
+    small = torch.as_tensor(m)[None, None].float()
+    m = torch.nn.functional.interpolate(small - small.min(), img.shape[-2:], mode='bilinear')[0, 0]
     ax.imshow(img, cmap='gray'); ax.imshow(m, cmap='magma', alpha=.45*(m/m.max().clamp_min(1e-9)).numpy())
     if outline is not None and outline.any(): ax.contour(outline, [.5], colors='cyan', linewidths=.8)
     ax.axis('off')
