@@ -112,10 +112,10 @@ class Settings:
 
 # %% ../nbs/22_cnn.ipynb #0400b0cc
 SETTINGS = dict(
-    smoke=Settings(width=8, recipe=Recipe(epochs=6, batch=16, lr=1e-2)),
-    phantom=Settings(width=16, recipe=Recipe(epochs=12)),
-    real=Settings(width=16, recipe=Recipe(epochs=12)),
-    gpu=Settings(recipe=Recipe(epochs=20, batch=128, precision='bf16', workers=12)),
+    smoke=Settings(width=8, recipe=Recipe(epochs=6, batch=16, lr=1e-2, optimizer='muon')),
+    phantom=Settings(width=16, recipe=Recipe(epochs=12, optimizer='muon')),
+    real=Settings(width=16, recipe=Recipe(epochs=12, optimizer='muon')),
+    gpu=Settings(recipe=Recipe(epochs=20, batch=128, optimizer='muon', precision='bf16', workers=12)),
     mimic=Settings(weights='resnet18.a1_in1k',
                    recipe=Recipe(epochs=30, lr=1e-4, wd=1e-4, precision='bf16', workers=12)))
 

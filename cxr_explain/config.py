@@ -64,7 +64,7 @@ class Profile:
 # %% ../nbs/00_config.ipynb #fb6df408
 PROFILES = {p.name: p for p in (
     Profile('smoke', 'phantom', 64, 90, 30, 40, 40, min_positives=2, threads=1, workers=1),
-    Profile('phantom', 'phantom', 128, 2100, 300, 1000, 1000, min_positives=100),
+    Profile('phantom', 'phantom', 128, 4200, 300, 1000, 1000, min_positives=100),
     Profile('real', 'disk', 128),
     Profile('gpu', 'phantom', 224, 24499, 3062, 3062, 3062, min_positives=100, threads=8, workers=16),
     Profile('mimic', 'disk', 224, threads=8, workers=16))}
