@@ -3,7 +3,9 @@
 # %% auto #0
 __all__ = ['LOSSES', 'LABEL_FREE', 'SETTINGS', 'info_nce', 'siglip', 'label_similarity', 'soft_targets', 'soft_loss', 'gather',
            'place', 'pair_loss', 'Settings', 'get_settings', 'is_label_free', 'PairBatches', 'pair_rows',
-           'pair_batches', 'make_clip', 'pair_score', 'train_clip']
+           'pair_batches', 'make_clip', 'pair_score', 'train_clip', 'one_each', 'statements', 'count_copies',
+           'gallery_tables', 'in_batch_accuracy', 'alignment', 'uniformity', 'modality_gap', 'space_table', 'keep_clip',
+           'borrow_clip', 'record_pairs', 'main', 'share_of_ceiling']
 
 # %% ../nbs/25_clip.ipynb #7287a0f7
 import dataclasses
@@ -21,7 +23,6 @@ from .cnn import count_parameters, is_first
 from .cnn import get_settings as cnn_settings
 from .cnn import image_batches
 from .config import Run, make_rng, runs_root
-from .findings import LABELS
 from .metrics import draw_counts, interval, percentiles, ratio
 from .reports import report_findings
 from .scores import best_rank, record_table, reciprocal_rank, retrieval_table
@@ -211,3 +212,131 @@ def train_clip(run:Run, rows:pd.DataFrame, s:Settings, select:pd.DataFrame|None=
     found = fit(clip, data, loss, s.recipe, folder, None if select is None else score, key)
     check_frozen(clip, before)
     return merge_lora(clip) if s.lora else clip, found
+
+# %% ../nbs/25_clip.ipynb #8ca88a96
+def one_each(rows:pd.DataFrame) -> np.ndarray: # positions of the first study of each patient
+    "Who is in a gallery."
+    return np.flatnonzero(~rows.patient_id.duplicated())
+
+def statements(text:str) -> frozenset: # of `Finding`
+    "What a report states, without denials and wording."
+    return frozenset(f for f in report_findings(text) if f.status)
+
+def count_copies(keys) -> np.ndarray: # (N,) how many have the same key, itself included
+    "Copies of each item."
+    keys = list(keys)
+    return pd.Series(keys).map(pd.Series(keys).value_counts()).to_numpy()
+
+# %% ../nbs/25_clip.ipynb #fa2d3940
+def gallery_tables(img, txt, # (N,D), row i of one belongs to row i of the other
+                   patients, keys, # (N,); what makes two items copies, such as `statements`
+                   ks:tuple=(1, 5, 10)) -> dict: # direction -> table of `retrieval_table`
+    "Recall and mean reciprocal rank from picture to text (i2t) and back (t2i)."
+    sim, own, copies = img @ txt.T, np.eye(len(img), dtype=bool), count_copies(keys)
+    return {d: retrieval_table(x, own, patients, copies, ks) for d, x in (('i2t', sim), ('t2i', sim.T))}
+
+# %% ../nbs/25_clip.ipynb #1efe7e2f
+def in_batch_accuracy(sim,      # (G,G), the right item of row i is i
+                      batch:int,
+                      patients=None):  # -> `Estimate`
+    "Expected share of queries whose right item is first in a random batch of the gallery."
+    sim = np.asarray(sim, float)
+    better, others = best_rank(sim, np.eye(len(sim), dtype=bool)) - 1, len(sim) - 1
+    if not 1 <= batch <= others + 1: raise ValueError(f'batch={batch} of a gallery of {others + 1}')
+    return ratio(stats.hypergeom.pmf(0, others, better, batch - 1), np.ones(len(sim)), patients)
+
+# %% ../nbs/25_clip.ipynb #76dfddac
+def alignment(img, txt, patients=None): # (N,D) partners, unit length -> `Estimate`
+    "Mean squared distance of partners; 0 is perfect, 2 unrelated, 4 opposite."
+    return ratio(((img - txt)**2).sum(1), np.ones(len(img)), patients, kind='mean')
+
+def uniformity(emb, w=None): # (N,D) unit length; (N,B) how often each row was drawn -> (B,)
+    "Log of the mean of exp(-2 d²) over pairs of different rows; 0 if all are equal."
+    w = np.ones((len(emb), 1)) if w is None else w
+    near = np.exp(-2*np.maximum(2 - 2*emb @ emb.T, 0)); np.fill_diagonal(near, 0)
+    return np.log((w*(near @ w)).sum(0)/(w.sum(0)**2 - (w**2).sum(0)))
+
+def modality_gap(img, txt, w=None): # (N,D); (N,B) -> (B,)
+    "Distance between the centres of pictures and texts."
+    w = np.ones((len(img), 1)) if w is None else w
+    return np.linalg.norm((w/w.sum(0)).T @ (img - txt), axis=1)
+
+# %% ../nbs/25_clip.ipynb #003ddd7e
+def space_table(img, txt, patients, draws:int=500) -> pd.DataFrame: # name, value, low, high, n, patients, kind
+    "Shape of the space with intervals over patients (one row each)."
+    w = draw_counts(len(img), draws, make_rng(0, 'space')).astype(float)
+    e = alignment(img, txt, patients)
+    made = [('alignment', e.value[0], *interval(e).ravel(), 'pairs')]
+    made += [('uniformity', uniformity(x)[0], *percentiles(uniformity(x, w)), k) for k, x in (('image', img), ('text', txt))]
+    made += [('modality_gap', modality_gap(img, txt)[0], *percentiles(modality_gap(img, txt, w)), 'centres')]
+    return pd.DataFrame(made, columns=['name', 'value', 'low', 'high', 'kind']).assign(n=len(img), patients=len(img))
+
+# %% ../nbs/25_clip.ipynb #5f0eafad
+def keep_clip(run:Run, name:str, clip:Clip, rows:pd.DataFrame, s:Settings, weights:str='scratch'):
+    "Save a model, and its embeddings of all films and of all their reports."
+    save_clip(run, name, clip, weights)
+    save_embeddings(run, name, 'image', rows.image_id, embed_rows(run, clip, rows), weights)
+    said, texts, _ = pair_rows(rows, s)
+    if texts: save_embeddings(run, name, 'text', said.image_id, embed_texts(clip, texts), weights)
+
+def borrow_clip(run:Run, name:str): # -> (`Clip`, weights), or None
+    "The model of the run `phantom`."
+    from cxr_explain.towers import load_clip
+    folder = runs_root()/'phantom'/'models'/name
+    if run.name == 'phantom' or not (folder/'model.safetensors').is_file(): return None
+    return load_clip(Run(run.chapter, 'phantom'), name), 'phantom run'
+
+# %% ../nbs/25_clip.ipynb #a62ab34a
+def record_pairs(run:Run, name:str, clip:Clip, rows:pd.DataFrame, s:Settings, part:str='test') -> dict: # of tables
+    "Recall, in-batch accuracy and shape of the space, one study per patient."
+    rows, texts, _ = pair_rows(rows[rows.part == part], s)
+    at = one_each(rows)
+    rows, texts = rows.iloc[at].reset_index(drop=True), [texts[i] for i in at]
+    img, txt = embed_rows(run, clip, rows), embed_texts(clip, texts)
+    tables = gallery_tables(img, txt, rows.patient_id, [statements(t) for t in texts])
+    for direction, t in tables.items(): record_table(run, t, model=name, direction=direction, part=part, section=s.section)
+    batch = min(s.recipe.batch, len(img))
+    e = in_batch_accuracy(img @ txt.T, batch, rows.patient_id)
+    about = dict(n=len(img), patients=len(img), model=name, part=part)
+    run.record('in_batch_accuracy', e.value[0], *interval(e).ravel(), batch=batch, direction='i2t', **about)
+    tables['space'] = space_table(img, txt, rows.patient_id)
+    record_table(run, tables['space'], model=name, part=part)
+    return tables | dict(img=img, txt=txt, rows=rows, texts=texts)
+
+# %% ../nbs/25_clip.ipynb #c7befa29
+def _counts(run, name, clip, rows, s): # what the texts were, and the size of the model
+    own = choose_text(rows, s.section, s.drop_prior)
+    texts = [t for t in own.texts if t]
+    cut = int((clip.tokens(texts)[:, -1] != clip.config.get('pad', 0)).sum()) # a full row was cut, or just fits
+    for what, value in dict(pairs=len(texts), fallbacks=own.fallbacks, no_text=own.empty, full_length=cut).items():
+        run.record(f'texts_{what}', value, model=name, part='train', section=s.section)
+    run.record('parameters', count_parameters(clip), model=name, weights=s.weights if s.name else 'scratch')
+
+def main(run:Run, s:Settings|None=None, # None: the profile's for this name
+         name:str='clip' # or 'clip_label_free'
+        ) -> Fit|None:   # None: there are no pairs to train on
+    "Train, keep model and embeddings, score on the test part, and record."
+    s, rows = s or get_settings(run, name), frontal_rows(run)
+    train, select = (rows[rows.part == p] for p in ('train', 'select'))
+    if len(pair_rows(train, s)[0]) < s.recipe.batch: return _without_pairs(run, name, rows, s)
+    clip, found = train_clip(run, train, s, select, run.path(f'models/{name}'))
+    if not is_first(): return found
+    keep_clip(run, name, clip, rows, s, s.weights if s.name else 'scratch')
+    _counts(run, name, clip, train, s)
+    record_pairs(run, name, clip, rows, s)
+    run.record('label_free', is_label_free(s), model=name)
+    run.record('epochs', len(found.history), model=name)
+    for k, v in found.times.items(): run.time(f'train_{k}', v, model=name)
+    return found
+
+def _without_pairs(run, name, rows, s):
+    borrowed, why = borrow_clip(run, name), 'no pairs of picture and report to train on'
+    run.record('recall_at_1', None, reason=why, model=name)
+    run.record('borrowed', borrowed is not None, model=name)
+    if borrowed: keep_clip(run, name, borrowed[0], rows, s, borrowed[1])
+
+# %% ../nbs/25_clip.ipynb #184924ff
+def share_of_ceiling(table:pd.DataFrame, name:str='recall_at_10') -> tuple: # value, low, high of one row over its ceiling
+    "What was reached of what is possible."
+    r = table[table.name == name].iloc[0]
+    return tuple(r[k]/r.ceiling for k in ('value', 'low', 'high'))
