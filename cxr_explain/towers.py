@@ -315,7 +315,8 @@ def _check_embeddings(name, ids, emb):
     if emb.ndim != 2 or len(ids) != len(emb): raise StaleArtefact(f'{name}: {len(ids)} ids for an array of {emb.shape}')
     if len(set(ids)) < len(ids): raise StaleArtefact(f'{name}: an id occurs twice')
     off = np.abs(np.linalg.norm(emb, axis=1) - 1)
-    if not (off < 1e-3).all(): raise StaleArtefact(f'{name}: row {int(np.nanargmax(off))} has not length one, or is no number')
+    bad = np.flatnonzero(~(off < 1e-3))
+    if len(bad): raise StaleArtefact(f'{name}: row {bad[0]} has not length one, or is no number')
 
 def save_embeddings(run:Run, model:str, kind:str, # 'image' or 'text'
                     ids, emb:np.ndarray, weights:str='scratch'): # N image_ids, (N,D)
@@ -349,10 +350,11 @@ def _find(name, weights): # what open_clip is to be asked for
     if weights in tags or (weights and Path(weights).is_file()): return name, weights
     raise MissingWeights(f'{name}: weights={weights!r} is no file and none of {tags}; give one of them')
 
-def _own_tokenizer(name): # of a model that brings one; as `tokenizers.Tokenizer` where there is such
+def _own_tokenizer(name): # of a model, as `tokenizers.Tokenizer` where there is such; id of its filling; tokens of a text
     import open_clip
     found = open_clip.get_tokenizer(name)
-    return found.tokenizer.backend_tokenizer if hasattr(found, 'tokenizer') else found
+    fast = getattr(found, 'tokenizer', None)
+    return (fast.backend_tokenizer, fast.pad_token_id, found.context_length) if fast else (found, 0, found.context_length)
 
 # %% ../nbs/24_towers.ipynb #0b7e0ca0
 def _open_clip_model(cfg): # of its own configuration, with random weights
@@ -370,11 +372,10 @@ def pretrained_clip(name:str,      # of open_clip, 'hf-hub:owner/model', or a fo
     except Exception as e: # hub, disk and library have no common class of errors
         raise MissingWeights(f'the weights of {name} cannot be had ({type(e).__name__}: {str(e)[:200]}); connect to the '
                              "network once, or give a folder; weights='scratch' trains a small model") from e
-    cfg, want, tok = _config_of(name), open_clip.get_model_preprocess_cfg(model), _own_tokenizer(name)
+    cfg, want, (tokenizer, pad, length) = _config_of(name), open_clip.get_model_preprocess_cfg(model), _own_tokenizer(name)
     input_ = dict(size=int(np.max(want['size'])), mean=list(want['mean']), std=list(want['std']))
-    pad = getattr(getattr(open_clip.get_tokenizer(name), 'tokenizer', None), 'pad_token_id', 0)
-    config = dict(open_clip=cfg, name=name, embed=cfg['embed_dim'], length=int(model.context_length), input=input_, pad=pad)
-    return Clip(model, tok, config).eval()
+    config = dict(open_clip=cfg, embed=cfg['embed_dim'], length=int(length), input=input_, pad=pad)
+    return Clip(model, tokenizer, config).eval()
 
 def _config_of(name):
     import open_clip
