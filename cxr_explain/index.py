@@ -11,7 +11,6 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -128,7 +127,8 @@ class Index:
             about[k] for k in ('dim', 'fields', 'model'))
 
     def __len__(self): return self.table.count_rows()
-    def __repr__(self): return f'{self.name}: {len(self):,} rows, {self.dim} dimensions, fields {", ".join(self.fields)}'
+    def __repr__(self):
+        return f'{self.name}: {len(self):,} rows, {self.dim} dimensions, fields {", ".join(self.fields)}'
 
     def keys(self) -> np.ndarray: # (N,) int64, in no order
         return self.table.search().select(['key']).to_arrow()['key'].to_numpy()
@@ -162,7 +162,7 @@ def create_index(url:str,    # a folder, or an object store such as 's3://bucket
     table = db.create_table(name, schema=schema)
     for column, kind in fields.items():
         if column != 'patient_id' and kind in ('str', 'bool'): table.create_index(column, config=Bitmap())
-    for column in ('id', *(['patient_id'] if 'patient_id' in fields else [])): table.create_index(column, config=BTree())
+    for column in {'id', 'patient_id'} & {'id', *fields}: table.create_index(column, config=BTree())
     table.create_index('text', config=FTS(stem=False, remove_stop_words=False, with_position=False)) # last: it is ready
     return Index(table)
 
@@ -172,7 +172,8 @@ def open_index(url:str, name:str,
               ) -> Index:
     "An existing table; raises `MissingArtefact`, `StaleIndex`."
     db, again = _lancedb().connect(str(url)), 'make it again with replace=True'
-    if (table := _table(db, name)) is None: raise MissingArtefact(f'no table {name!r} in {url}; make it with create_index')
+    if (table := _table(db, name)) is None:
+        raise MissingArtefact(f'no table {name!r} in {url}; make it with create_index')
     index = Index(table)
     if not any(i.columns == ['text'] for i in index.table.list_indices()):
         raise StaleIndex(f'table {name!r} was never finished; {again}')
@@ -211,7 +212,8 @@ def has(self:Index, ids) -> set: # those of the ids that are there
 def add(self:Index, ids, emb, texts, table:pd.DataFrame): # (N,) str, (N,D), (N,) str, fields with N rows
     "Add rows in one commit; raises `ValueError` for broken vectors, unknown kinds and ids that are there already."
     made = _columns(self, ids, emb, texts, table)
-    if len(self) and (twice := self.has(ids)): raise ValueError(f'the id {min(twice)!r} is there already; delete it first')
+    if len(self) and (twice := self.has(ids)):
+        raise ValueError(f'the id {min(twice)!r} is there already; delete it first')
     self.table.add(made)
 
 # %% ../nbs/27_index.ipynb #3c62125e
@@ -309,7 +311,8 @@ def search(self:Index,
     rows = {i: r for found in lists.values() for i, r, _ in found}
     both = dict(score=best, cosine=scores.get('cosine', {}), bm25=scores.get('bm25', {}))
     answer = self._answer({i: rows[i] for i in list(best)[:k]}, both)
-    if patient and (answer.patient_id == patient).any(): raise RuntimeError(f'a row of the patient {patient!r} came back')
+    if patient and (answer.patient_id == patient).any():
+        raise RuntimeError(f'a row of the patient {patient!r} came back')
     return answer
 
 # %% ../nbs/27_index.ipynb #afd1d366
@@ -325,7 +328,7 @@ def optimise(self:Index,
     n = len(self)
     if n >= LEAST if approximate is None else approximate:
         codes = next(self.dim//d for d in (8, 4, 2, 1) if self.dim % d == 0)
-        config = IvfPq('dot', groups or max(1, int(2*n**.5)), codes, max_iterations=10, sample_rate=64)
+        config = IvfPq('dot', groups or max(1, min(int(2*n**.5), n//64)), codes, max_iterations=10, sample_rate=64)
         self.table.create_index('vector', config=config, replace=True)
     self.table.optimize()
 
