@@ -5,7 +5,7 @@ __all__ = ['LOSSES', 'LABEL_FREE', 'SETTINGS', 'info_nce', 'siglip', 'label_simi
            'place', 'pair_loss', 'Settings', 'get_settings', 'is_label_free', 'PairBatches', 'pair_rows',
            'pair_batches', 'make_clip', 'pair_score', 'train_clip', 'one_each', 'statements', 'count_copies',
            'gallery_tables', 'in_batch_accuracy', 'alignment', 'uniformity', 'modality_gap', 'space_table', 'keep_clip',
-           'borrow_clip', 'record_pairs', 'main', 'share_of_ceiling']
+           'borrow_clip', 'gallery', 'pair_tables', 'record_pairs', 'main', 'share_of_ceiling']
 
 # %% ../nbs/25_clip.ipynb #7287a0f7
 import dataclasses
@@ -27,7 +27,7 @@ from .metrics import draw_counts, interval, percentiles, ratio
 from .reports import report_findings
 from .scores import best_rank, record_table, reciprocal_rank, retrieval_table
 from .towers import (
-    Clip, add_lora, build_clip, check_frozen, choose_text, clip_config, embed_images, embed_rows, embed_texts, freeze,
+    Clip, add_lora, build_clip, check_frozen, choose_text, clip_config, embed_rows, embed_texts, freeze,
     frozen_tensors, merge_lora, pretrained_clip, save_clip, save_embeddings, start_from_cnn, train_tokenizer)
 from .train import Fit, Recipe, as_input, fit
 
@@ -129,7 +129,8 @@ class Settings:
 
 # %% ../nbs/25_clip.ipynb #dbe57e19
 _SMALL = Recipe(epochs=10, batch=64, lr=1e-3, wd=.1)
-_TINY = Settings(embed=32, text_width=32, text_layers=1, length=64, vocab=512, recipe=Recipe(epochs=4, batch=30, lr=3e-3, wd=.1))
+_TINY = Settings(embed=32, text_width=32, text_layers=1, length=64, vocab=512,
+                 recipe=Recipe(epochs=4, batch=30, lr=3e-3, wd=.1))
 SETTINGS = dict(
     smoke=_TINY,
     phantom=Settings(recipe=_SMALL),
@@ -171,7 +172,8 @@ def pair_rows(rows:pd.DataFrame, s:Settings) -> tuple[pd.DataFrame, list, int]: 
     return rows[has].reset_index(drop=True), [t for t in found.texts if t], found.fallbacks
 
 def pair_batches(run:Run, clip:Clip, rows, texts, s:Settings, training:bool=False) -> PairBatches:
-    images = image_batches(run, rows, dataclasses.replace(cnn_settings(run), jitter=s.jitter, recipe=s.recipe), training)
+    how = dataclasses.replace(cnn_settings(run), jitter=s.jitter, recipe=s.recipe)
+    images = image_batches(run, rows, how, training)
     return PairBatches(images, clip.tokens(texts), s.loss not in LABEL_FREE)
 
 # %% ../nbs/25_clip.ipynb #4a895461
@@ -180,7 +182,8 @@ def make_clip(run:Run, texts:list, # of the training part
     "The model as it is before training; raises `MissingWeights`, `MissingArtefact`, `ValueError`."
     if s.name: clip = pretrained_clip(s.name, s.weights)
     else:
-        tokenizer, image = train_tokenizer(texts, s.vocab), dict(arch=s.arch, width=0) if s.arch else cnn_settings(run).config()
+        tokenizer = train_tokenizer(texts, s.vocab)
+        image = dict(arch=s.arch, width=0) if s.arch else cnn_settings(run).config()
         torch.manual_seed(int(make_rng(s.recipe.seed, 'clip').integers(1 << 62)))
         config = clip_config(tokenizer, run.profile.px, image, s.embed, s.length, s.temperature,
                              -10. if s.loss == 'siglip' else None, width=s.text_width, layers=s.text_layers)
@@ -201,7 +204,7 @@ def train_clip(run:Run, rows:pd.DataFrame, s:Settings, select:pd.DataFrame|None=
               ) -> tuple[Clip, Fit]:
     "Build and train towers; frozen tensors are compared afterwards. Raises `ValueError` for `accumulate` above 1."
     if s.recipe.accumulate > 1:
-        raise ValueError('accumulate > 1 would cut the batch and with it the negatives; use a smaller batch or more processes')
+        raise ValueError('accumulate > 1 would cut the batch and its negatives; use a smaller batch, or more processes')
     rows, texts, _ = pair_rows(rows, s)
     clip = make_clip(run, texts, s)
     before, data = frozen_tensors(clip), pair_batches(run, clip, rows, texts, s, training=True)
@@ -267,8 +270,9 @@ def space_table(img, txt, patients, draws:int=500) -> pd.DataFrame: # name, valu
     w = draw_counts(len(img), draws, make_rng(0, 'space')).astype(float)
     e = alignment(img, txt, patients)
     made = [('alignment', e.value[0], *interval(e).ravel(), 'pairs')]
-    made += [('uniformity', uniformity(x)[0], *percentiles(uniformity(x, w)), k) for k, x in (('image', img), ('text', txt))]
-    made += [('modality_gap', modality_gap(img, txt)[0], *percentiles(modality_gap(img, txt, w)), 'centres')]
+    for kind, x in (('image', img), ('text', txt)):
+        made.append(('uniformity', uniformity(x)[0], *percentiles(uniformity(x, w)), kind))
+    made.append(('modality_gap', modality_gap(img, txt)[0], *percentiles(modality_gap(img, txt, w)), 'centres'))
     return pd.DataFrame(made, columns=['name', 'value', 'low', 'high', 'kind']).assign(n=len(img), patients=len(img))
 
 # %% ../nbs/25_clip.ipynb #5f0eafad
@@ -286,22 +290,29 @@ def borrow_clip(run:Run, name:str): # -> (`Clip`, weights), or None
     if run.name == 'phantom' or not (folder/'model.safetensors').is_file(): return None
     return load_clip(Run(run.chapter, 'phantom'), name), 'phantom run'
 
-# %% ../nbs/25_clip.ipynb #a62ab34a
-def record_pairs(run:Run, name:str, clip:Clip, rows:pd.DataFrame, s:Settings, part:str='test') -> dict: # of tables
-    "Recall, in-batch accuracy and shape of the space, one study per patient."
+# %% ../nbs/25_clip.ipynb #6db14985
+def gallery(run:Run, clip:Clip, rows:pd.DataFrame, s:Settings, part:str='test') -> dict: # img, txt (N,D), rows, texts
+    "Embeddings of one part, one study per patient."
     rows, texts, _ = pair_rows(rows[rows.part == part], s)
     at = one_each(rows)
     rows, texts = rows.iloc[at].reset_index(drop=True), [texts[i] for i in at]
-    img, txt = embed_rows(run, clip, rows), embed_texts(clip, texts)
-    tables = gallery_tables(img, txt, rows.patient_id, [statements(t) for t in texts])
-    for direction, t in tables.items(): record_table(run, t, model=name, direction=direction, part=part, section=s.section)
-    batch = min(s.recipe.batch, len(img))
-    e = in_batch_accuracy(img @ txt.T, batch, rows.patient_id)
-    about = dict(n=len(img), patients=len(img), model=name, part=part)
-    run.record('in_batch_accuracy', e.value[0], *interval(e).ravel(), batch=batch, direction='i2t', **about)
-    tables['space'] = space_table(img, txt, rows.patient_id)
-    record_table(run, tables['space'], model=name, part=part)
-    return tables | dict(img=img, txt=txt, rows=rows, texts=texts)
+    return dict(img=embed_rows(run, clip, rows), txt=embed_texts(clip, texts), rows=rows, texts=texts)
+
+def pair_tables(f:dict # of `gallery`
+               ) -> dict: # the same, with tables i2t, t2i and space
+    "Recall in both directions, and the shape of the space."
+    about = f['img'], f['txt'], f['rows'].patient_id
+    return f | gallery_tables(*about, [statements(t) for t in f['texts']]) | dict(space=space_table(*about))
+
+def record_pairs(run:Run, name:str, f:dict, # of `pair_tables`
+                 s:Settings, part:str='test'):
+    "Keep the tables, and the accuracy within a batch of the training's size."
+    for d in ('i2t', 't2i'): record_table(run, f[d], model=name, direction=d, part=part, section=s.section)
+    n, batch = len(f['img']), min(s.recipe.batch, len(f['img']))
+    e = in_batch_accuracy(f['img'] @ f['txt'].T, batch, f['rows'].patient_id)
+    about = dict(n=n, patients=n, model=name, part=part, batch=batch, direction='i2t')
+    run.record('in_batch_accuracy', e.value[0], *interval(e).ravel(), **about)
+    record_table(run, f['space'], model=name, part=part)
 
 # %% ../nbs/25_clip.ipynb #c7befa29
 def _counts(run, name, clip, rows, s): # what the texts were, and the size of the model
@@ -323,7 +334,7 @@ def main(run:Run, s:Settings|None=None, # None: the profile's for this name
     if not is_first(): return found
     keep_clip(run, name, clip, rows, s, s.weights if s.name else 'scratch')
     _counts(run, name, clip, train, s)
-    record_pairs(run, name, clip, rows, s)
+    record_pairs(run, name, pair_tables(gallery(run, clip, rows, s)), s)
     run.record('label_free', is_label_free(s), model=name)
     run.record('epochs', len(found.history), model=name)
     for k, v in found.times.items(): run.time(f'train_{k}', v, model=name)
@@ -335,8 +346,9 @@ def _without_pairs(run, name, rows, s):
     run.record('borrowed', borrowed is not None, model=name)
     if borrowed: keep_clip(run, name, borrowed[0], rows, s, borrowed[1])
 
-# %% ../nbs/25_clip.ipynb #184924ff
-def share_of_ceiling(table:pd.DataFrame, name:str='recall_at_10') -> tuple: # value, low, high of one row over its ceiling
+# %% ../nbs/25_clip.ipynb #9a075528
+def share_of_ceiling(table:pd.DataFrame, # of `gallery_tables`
+                     name:str='recall_at_10') -> tuple: # value, low, high of that row over its ceiling
     "What was reached of what is possible."
     r = table[table.name == name].iloc[0]
     return tuple(r[k]/r.ceiling for k in ('value', 'low', 'high'))

@@ -5,9 +5,7 @@ __all__ = ['PROMPTS', 'NAMES', 'SHARES', 'PROBES', 'wordings', 'seen_prompts', '
            'prompted', 'record_auroc', 'untrained', 'main', 'some_patients', 'probe', 'record_probes', 'probe_pairs',
            'probe_accuracy', 'word_counts', 'record_text_probes', 'side_questions', 'record_sides']
 
-# %% ../nbs/26_prompts.ipynb #6fe1e7eb
-import dataclasses
-
+# %% ../nbs/26_prompts.ipynb #66bd1c6a
 import numpy as np
 import pandas as pd
 
@@ -20,7 +18,7 @@ from .findings import LABELS
 from .grammar import (
     DENIAL_WORDS, DENY, GENERIC, OBJECTS, SAYABLE, is_device, pick, read_sentence, say, sentence, surface_forms)
 from .metrics import auroc, enough, few_positives, interval, macro, ratio
-from .towers import Clip, embed_rows, embed_texts, load_clip, load_embeddings
+from .towers import embed_rows, embed_texts, load_clip, load_embeddings
 
 # %% ../nbs/26_prompts.ipynb #c1a3dc71
 _OTHERS = () # the opposite of No Finding: what speaks for the others
@@ -71,10 +69,11 @@ def wordings(part:str) -> set: # of str, without side, zone, severity and change
 # %% ../nbs/26_prompts.ipynb #b89ea47f
 def seen_prompts(n:int=6, seed:int=0) -> dict: # as `PROMPTS`
     "The same questions in the training half's words."
-    table = {'No Finding': (('no acute cardiopulmonary process', 'normal chest radiograph', 'no acute findings'), _OTHERS)}
+    normal = 'no acute cardiopulmonary process', 'normal chest radiograph', 'no acute findings'
+    table = {'No Finding': (normal, _OTHERS)}
     for label in LABELS[1:]:
         rng, words = make_rng(seed, 'seen', label), DENIAL_WORDS[GENERIC[label]]['dev']
-        objs = [o for o, l in OBJECTS.items() if l == label and o not in DENIAL_WORDS or o == GENERIC[label] and 'severity' in SAYABLE[o]]
+        objs = [o for o, l in OBJECTS.items() if l == label and (o not in DENIAL_WORDS or 'severity' in SAYABLE[o])]
         pos = [sentence(say(objs[k % len(objs)]), rng, 'dev').lower() for k in range(n)]
         neg = [pick(rng, DENY['dev']).text.format(list=words[k % len(words)]) for k in range(n)]
         table[label] = tuple(pos), tuple(neg)
@@ -111,7 +110,8 @@ def prompted(run:Run, model:str, prompts:dict=PROMPTS) -> tuple[pd.DataFrame, np
     vectors = prompt_vectors(lambda texts: embed_texts(clip, texts), prompts)
     return rows, prompt_logits(emb, *vectors, clip.model.logit_scale.exp().item())
 
-def record_auroc(run:Run, model:str, rows, z, name:str='auroc_macro', part:str='test', **fields) -> pd.DataFrame: # one row a target
+def record_auroc(run:Run, model:str, rows, z, # of the manifest, (N,14)
+                 name:str='auroc_macro', part:str='test', **fields) -> pd.DataFrame: # one row a target
     "Macro AUROC of one part against all that is known."
     at = (rows.part == part).to_numpy()
     rows, z, found = rows[at], z[at], []
@@ -144,9 +144,10 @@ def main(run:Run) -> pd.DataFrame: # all records
         save_predictions(run, name, rows, z, 'phantom run' if run.profile.source == 'disk' else 'scratch')
         score_predictions(run, name, full=True)
         record_auroc(run, f'{name}_seen', *prompted(run, model, seen_prompts()))
-    for model in [m for m in NAMES if m not in made]: run.record('auroc_macro', None, reason='no model', model=NAMES[model])
+    for m in set(NAMES) - set(made): run.record('auroc_macro', None, reason='there is no such model', model=NAMES[m])
     others = [m for m in ('cnn', 'thumbnail') if run.path(f'predictions/{m}.parquet').is_file()]
-    for name in made.values(): compare_with(run, name, others, against='truth' if run.profile.source == 'phantom' else 'label')
+    against = known_targets(frontal_rows(run))[0] # truth where it is known, else label
+    for name in made.values(): compare_with(run, name, others, against=against)
     return pd.DataFrame(run.records)
 
 # %% ../nbs/26_prompts.ipynb #ebd07b20
@@ -190,8 +191,8 @@ def _sentence(obj, part, rng, fact): # one statement about an object, in one hal
 def _twins(obj, part, key, facts): # the same sentence with either fact; for a denial the same noun
     if 'certainty' not in facts[0]: return [_sentence(obj, part, make_rng(*key), f) for f in facts]
     rng = make_rng(*key); word = pick(rng, DENIAL_WORDS[GENERIC[OBJECTS[obj]]][part])
-    forms = [('{} can be seen', 'no {} can be seen'), ('there is {}', 'there is no {}'), ('{} is apparent', 'no {} is apparent')]
-    return [t.format(word) for t in pick(rng, tuple(forms))]
+    form = pick(rng, ('{} can be seen', 'there is {}', '{} is apparent', '{} is seen'))
+    return [form.format(w) for w in (word, f'no {word}')][::1 if facts[0]['certainty'] == 'sure' else -1]
 
 # %% ../nbs/26_prompts.ipynb #59b9ddba
 def probe_pairs(kind:str,          # one of `PROBES`
@@ -221,7 +222,7 @@ def probe_accuracy(embed, pairs:pd.DataFrame): # list of texts -> (N,D) unit len
 def word_counts(texts): # of the training part; -> function of texts to (N,W) unit length
     "TF-IDF, the baseline that understands nothing."
     from sklearn.feature_extraction.text import TfidfVectorizer
-    fitted = TfidfVectorizer(token_pattern=r'\\w+', ngram_range=(1, 2)).fit(texts)
+    fitted = TfidfVectorizer(token_pattern=r'\w+', ngram_range=(1, 2)).fit(texts)
     return lambda t: fitted.transform(t).toarray()
 
 def record_text_probes(run:Run, readers:dict, n:int=300) -> pd.DataFrame: # model -> function of texts to embeddings
@@ -233,17 +234,20 @@ def record_text_probes(run:Run, readers:dict, n:int=300) -> pd.DataFrame: # mode
                 for model, embed in readers.items():
                     e = probe_accuracy(embed, pairs)
                     low, high = interval(e).ravel()
-                    run.record('text_probe', e.value[0], low, high, n=n, objects=pairs.object.nunique(), chance=.5, model=model,
-                               probe=kind, words=dict(dev='seen').get(part, 'held out'), hard=hard)
+                    about = dict(n=n, objects=pairs.object.nunique(), chance=.5, model=model, probe=kind, hard=hard)
+                    words = dict(dev='seen').get(part, 'held out')
+                    run.record('text_probe', e.value[0], low, high, words=words, **about)
     return pd.DataFrame(run.records).query("name == 'text_probe'")
 
 # %% ../nbs/26_prompts.ipynb #270a8073
 def side_questions(rows:pd.DataFrame, facts:pd.DataFrame # of a part; of the run
                   ) -> pd.DataFrame: # image_id, patient_id, label, object, right, wrong (sentences)
     "One row a film and label whose objects are all on one side."
-    found = facts[facts.image_id.isin(rows.image_id) & facts.side.isin(['left', 'right', 'bilateral']) & facts.label.notna()]
-    found = found[found.name.isin([o for o in SAYABLE if 'side' in SAYABLE[o] and not is_device(o)])]
-    one = found.groupby(['image_id', 'label']).agg(sides=('side', 'nunique'), side=('side', 'first'), object=('name', 'first'))
+    sided = [o for o in SAYABLE if 'side' in SAYABLE[o] and not is_device(o)]
+    facts = facts.assign(name=facts.name.str.replace(r' \d+$', '', regex=True)) # nodule 2
+    found = facts[facts.image_id.isin(rows.image_id) & facts.side.notna() & facts.name.isin(sided)]
+    which = dict(sides=('side', 'nunique'), side=('side', 'first'), object=('name', 'first'))
+    one = found.groupby(['image_id', 'label']).agg(**which)
     one = one[(one.sides == 1) & one.side.isin(['left', 'right'])].reset_index()
     def both(r, k):
         sides = (r.side, dict(left='right', right='left')[r.side])

@@ -7,8 +7,7 @@ __all__ = ['SECTIONS', 'SPECIAL', 'MAX_SCALE', 'ADAPTED', 'Texts', 'choose_text'
            'save_clip', 'load_clip', 'embed_texts', 'embed_images', 'embed_rows', 'save_embeddings', 'load_embeddings',
            'pretrained_clip']
 
-# %% ../nbs/24_towers.ipynb #e37213ab
-import functools
+# %% ../nbs/24_towers.ipynb #7c4c9f3b
 import json
 import math
 import re
@@ -46,26 +45,31 @@ def choose_text(rows:pd.DataFrame,     # columns findings, impression
     "Cleaned texts of studies; raises `ValueError` for an unknown section."
     if section not in SECTIONS: raise ValueError(f'section={section!r}; choose one of {SECTIONS}')
     pairs = [(_tidy(f), _tidy(i)) for f, i in zip(rows.findings, rows.impression)]
-    first = {'findings': lambda f, i: f, 'impression': lambda f, i: i, 'both': lambda f, i: f and i and f'{f} {i}'}[section]
-    wanted = [first(f, i) for f, i in pairs]
+    both = [f'{f} {i}' if f and i else '' for f, i in pairs]
+    wanted = both if section == 'both' else [pair[SECTIONS.index(section)] for pair in pairs]
     texts = [w or f or i for w, (f, i) in zip(wanted, pairs)]
     lost = sum(bool(t) and not w for w, t in zip(wanted, texts))
     if drop_prior: texts = [drop_priors(t) for t in texts]
     return Texts(texts, lost, sum(not t for t in texts))
 
-# %% ../nbs/24_towers.ipynb #612f4807
-_GONE = re.compile(r'\b(?:resol(?:ved|ution)|no longer|remov(?:ed|al)|has cleared|have cleared|disappeared|taken out)\b', re.I)
+# %% ../nbs/24_towers.ipynb #dc9d35be
+_GONE = re.compile(r'\b(?:resol(?:ved|ution)|no longer|removed|removal|ha(?:s|ve) cleared|disappeared|taken out)\b',
+                   re.I)
 _TAIL = re.compile(r',?\s*\b(?:(?:which (?:was|were) )?(?:not (?:present|there)|absent|new|increased|decreased|worse|'
-                   r'larger|smaller|improved|unchanged|similar|stable|much the same|more extensive|less extensive|having '
-                   r'(?:progressed|regressed)|without change)\s+)?(?:(?:as |on the |since |from |than |compared (?:to|with) |'
-                   r'to )?(?:the )?(?:prior|previous|earlier|preceding)(?:ly)?(?: study| film| exam\w*| radiograph)?'
+                   r'larger|smaller|improved|unchanged|similar|stable|much the same|(?:more|less) extensive|'
+                   r'having (?:progressed|regressed)|without change)\s+)?'
+                   r'(?:(?:as |on the |since |from |than |compared (?:to|with) |to )?(?:the )?'
+                   r'(?:prior|previous|earlier|preceding)(?:ly)?(?: study| film| exam\w*| radiograph)?'
                    r'|(?:from |than )?before|compared to|new from|since|in the interim)(?=[\s.,;]|$)', re.I)
 _WORD = re.compile(r'\b(?:(?:no significant|interval) (?:change|increase|decrease|worsening|improvement|development|'
-                   r'appearance|placement|insertion|progression|regression)s? (?:in|of)|(?:is|are|has|have|been) (?:again '
-                   r'(?:seen|noted)|unchanged|worsened|improved|progressed|regressed|developed|redemonstrated)|again seen '
-                   r'(?:is|are)|(?:in )?unchanged(?: position)?|new(?:ly seen|ly)?|now|increas(?:ed|ing)|worsen(?:ed|ing)|'
+                   r'appearance|placement|insertion|progression|regression)s? (?:in|of)|(?:is|are|has|have|been) '
+                   r'(?:again (?:seen|noted)|unchanged|worsened|improved|progressed|regressed|developed|'
+                   r'redemonstrated)|'
+                   r'again seen (?:is|are)|(?:in )?unchanged(?: position)?|new(?:ly seen|ly)?|now|increas(?:ed|ing)|'
+                   r'worsen(?:ed|ing)|'
                    r'decreas(?:ed|ing)|improv(?:ed|ing)|receding|stable|persistent|constant|again|interval)\b', re.I)
-_COMPARES = re.compile(r'\b(?:comparison|compared|interval change|(?:no|nothing has) change|prior|previous|earlier)', re.I)
+_COMPARES = re.compile(r'\b(?:comparison|compared|interval change|(?:no|nothing has) change|prior|previous|earlier)',
+                       re.I)
 
 def drop_priors(text:str) -> str: # cleaned text in, cleaned text out
     "Remove what a report says about earlier films; a sentence that says nothing else goes as a whole."
@@ -97,7 +101,8 @@ def train_tokenizer(texts,        # of the training part
     t.normalizer, t.pre_tokenizer, t.decoder = normalizers.Lowercase(), bytes_, decoders.ByteLevel()
     t.train_from_iterator(list(texts), trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL),
                           initial_alphabet=sorted(bytes_.alphabet()), show_progress=False))
-    t.post_processor = processors.TemplateProcessing(single='[SOS] $A [EOS]', special_tokens=[('[SOS]', 1), ('[EOS]', 2)])
+    marks = [('[SOS]', 1), ('[EOS]', 2)]
+    t.post_processor = processors.TemplateProcessing(single='[SOS] $A [EOS]', special_tokens=marks)
     return t
 
 def encode(tokenizer, texts, length:int, pad:int=0 # id
@@ -176,13 +181,16 @@ def build_clip(config:dict,  # image, text, embed, px, length, temperature, bias
     "Both towers."
     import open_clip
     if 'open_clip' in config: return Clip(_open_clip_model(config['open_clip']), tokenizer, config)
-    stub = dict(image_size=16, patch_size=16, layers=1, width=8, head_width=8) # replaced in the next line but one
-    model = open_clip.CustomTextCLIP(config['embed'], stub, config['text'], init_logit_scale=-math.log(config['temperature']),
+    stub = dict(image_size=16, patch_size=16, layers=1, width=8, head_width=8) # replaced below
+    scale = -math.log(config['temperature'])
+    model = open_clip.CustomTextCLIP(config['embed'], stub, config['text'], init_logit_scale=scale,
                                      init_logit_bias=config.get('bias'))
     model.visual = ImageTower(build_trunk(config['image'], config['px']), config['embed'])
     return Clip(model, tokenizer, config)
 
-def clip_config(tokenizer, px:int, image:dict, embed:int=128, length:int=96, temperature:float=.07, bias=None, **text) -> dict:
+def clip_config(tokenizer, px:int, image:dict, # arch, width
+                embed:int=128, length:int=96, temperature:float=.07, bias=None, # at the start
+                **text) -> dict: # width, layers, heads of the text transformer
     "What `build_clip` needs for a small model."
     return dict(image=image, text=text_config(tokenizer.get_vocab_size(), length, **text), embed=embed, px=px,
                 length=length, temperature=temperature, bias=bias)
@@ -190,7 +198,8 @@ def clip_config(tokenizer, px:int, image:dict, embed:int=128, length:int=96, tem
 # %% ../nbs/24_towers.ipynb #2b3c547f
 def _last_patches(visual, x): # (B,N,F) of one of open_clip's towers, and the way into the common space
     found = visual.forward_intermediates(x, indices=1, normalize_intermediates=True, output_fmt='NLC')
-    lead = (lambda f: f @ visual.proj) if getattr(visual, 'proj', None) is not None else getattr(visual, 'head', nn.Identity())
+    head = getattr(visual, 'head', nn.Identity())
+    lead = head if getattr(visual, 'proj', None) is None else lambda f: f @ visual.proj
     return found['image_intermediates'][-1], lead
 
 @torch.inference_mode()
@@ -209,7 +218,7 @@ def start_from_cnn(run:Run, clip:Clip, name:str='cnn') -> Clip: # the same
     kept.reset_classifier(0)
     own, given = clip.model.visual.trunk.state_dict(), kept.state_dict()
     odd = [k for k in own | given if k not in own or k not in given or own[k].shape != given[k].shape]
-    if odd: raise ValueError(f'models/{name} is not the network of this tower: {len(odd)} tensors differ, such as {odd[0]}')
+    if odd: raise ValueError(f'models/{name} is not the network of this tower: {len(odd)} tensors differ, as {odd[0]}')
     clip.model.visual.trunk.load_state_dict(given)
     return clip
 
@@ -239,15 +248,17 @@ def check_frozen(clip:Clip, before:dict): # of `frozen_tensors`
     moved = [n for n, t in before.items() if not torch.equal(t, now[n])]
     if moved: raise RuntimeError(f'{len(moved)} frozen tensors changed, such as {moved[0]}')
 
-# %% ../nbs/24_towers.ipynb #6e894e31
-ADAPTED = r'(.*\.)?(mlp\.c_fc|mlp\.c_proj|mlp\.fc1|mlp\.fc2|conv1|conv2)' # names of modules, as a regular expression
+# %% ../nbs/24_towers.ipynb #093f757a
+ADAPTED = r'(.*\.)?(mlp\.c_fc|mlp\.c_proj|mlp\.fc1|mlp\.fc2|conv1|conv2)' # names of modules
+_HEADS = 'visual.head', 'visual.proj', 'text.text_projection', 'text_projection', 'logit_'
 
-def add_lora(clip:Clip, rank:int=8, modules:str=ADAPTED) -> list[str]: # names of what trains now
+def add_lora(clip:Clip, rank:int=8, modules:str=ADAPTED # a regular expression
+            ) -> list[str]: # names of what trains now
     "Put adapters on both towers; raises `ValueError` if no module has such a name."
     from peft import LoraConfig, inject_adapter_in_model
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2*rank, target_modules=modules), clip.model)
     for name, p in clip.model.named_parameters():
-        if name.startswith(('visual.head', 'visual.proj', 'text.text_projection', 'text_projection', 'logit_')): p.requires_grad_(True)
+        if name.startswith(_HEADS): p.requires_grad_(True)
     return [n for n, p in clip.model.named_parameters() if p.requires_grad]
 
 def merge_lora(clip:Clip) -> Clip: # the same
@@ -289,7 +300,8 @@ def load_clip(run:Run, name:str='clip') -> Clip: # in evaluation mode
 def embed_texts(clip:Clip, texts, batch:int=64) -> np.ndarray: # (N,D) float32, unit length
     "What the text tower says of sentences or reports; raises `ValueError` for an empty one."
     texts, device = list(texts), next(clip.parameters()).device
-    if empty := [i for i, t in enumerate(texts) if not t.strip()]: raise ValueError(f'text {empty[0]} is empty; leave it out')
+    empty = [i for i, t in enumerate(texts) if not t.strip()]
+    if empty: raise ValueError(f'text {empty[0]} is empty; leave it out')
     parts = [clip.encode_text(clip.tokens(texts[a:a + batch]).to(device)).cpu() for a in range(0, len(texts), batch)]
     return torch.cat(parts).numpy() if parts else np.zeros((0, clip.config['embed']), np.float32)
 
@@ -338,7 +350,8 @@ def _check_folder(folder): # raises where the library would only warn
     if not (folder/'open_clip_config.json').is_file():
         raise MissingWeights(f'{folder} has no open_clip_config.json; give a folder as open_clip saves it')
     if not any((folder/f).is_file() for f in ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')):
-        raise MissingWeights(f'{folder} has no weights; put open_clip_model.safetensors or open_clip_pytorch_model.bin there')
+        raise MissingWeights(f'{folder} has no weights; it needs open_clip_model.safetensors or '
+                             'open_clip_pytorch_model.bin')
 
 def _find(name, weights): # what open_clip is to be asked for
     import open_clip
@@ -350,17 +363,19 @@ def _find(name, weights): # what open_clip is to be asked for
     if weights in tags or (weights and Path(weights).is_file()): return name, weights
     raise MissingWeights(f'{name}: weights={weights!r} is no file and none of {tags}; give one of them')
 
-def _own_tokenizer(name): # of a model, as `tokenizers.Tokenizer` where there is such; id of its filling; tokens of a text
+def _own_tokenizer(name): # of a model, where possible as `tokenizers.Tokenizer`; id of its filling; tokens of a text
     import open_clip
     found = open_clip.get_tokenizer(name)
     fast = getattr(found, 'tokenizer', None)
-    return (fast.backend_tokenizer, fast.pad_token_id, found.context_length) if fast else (found, 0, found.context_length)
+    own = (fast.backend_tokenizer, fast.pad_token_id) if fast else (found, 0)
+    return *own, int(found.context_length)
 
 # %% ../nbs/24_towers.ipynb #0b7e0ca0
 def _open_clip_model(cfg): # of its own configuration, with random weights
     import open_clip
     custom = cfg.get('custom_text') or 'hf_model_name' in cfg['text_cfg']
-    return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**{k: v for k, v in cfg.items() if k != 'custom_text'})
+    make = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    return make(**{k: v for k, v in cfg.items() if k != 'custom_text'})
 
 def pretrained_clip(name:str,      # of open_clip, 'hf-hub:owner/model', or a folder
                     weights:str='' # for a model of open_clip: a tag such as 'openai', or a file
@@ -370,11 +385,12 @@ def pretrained_clip(name:str,      # of open_clip, 'hf-hub:owner/model', or a fo
     name, tag = _find(name, weights)
     try: model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
     except Exception as e: # hub, disk and library have no common class of errors
-        raise MissingWeights(f'the weights of {name} cannot be had ({type(e).__name__}: {str(e)[:200]}); connect to the '
-                             "network once, or give a folder; weights='scratch' trains a small model") from e
-    cfg, want, (tokenizer, pad, length) = _config_of(name), open_clip.get_model_preprocess_cfg(model), _own_tokenizer(name)
+        raise MissingWeights(f'the weights of {name} cannot be had ({type(e).__name__}: {str(e)[:200]}); connect to '
+                             "the network once, or give a folder; weights='scratch' trains a small model") from e
+    cfg, want = _config_of(name), open_clip.get_model_preprocess_cfg(model)
+    tokenizer, pad, length = _own_tokenizer(name)
     input_ = dict(size=int(np.max(want['size'])), mean=list(want['mean']), std=list(want['std']))
-    config = dict(open_clip=cfg, embed=cfg['embed_dim'], length=int(length), input=input_, pad=pad)
+    config = dict(open_clip=cfg, embed=cfg['embed_dim'], length=length, input=input_, pad=pad)
     return Clip(model, tokenizer, config).eval()
 
 def _config_of(name):
@@ -386,5 +402,5 @@ def _config_of(name):
     elif name.startswith('hf-hub:'): found = _get_hf_config(name.removeprefix('hf-hub:'))['model_cfg']
     else: found = open_clip.get_model_config(name)
     towers = dict(text_cfg=dict(hf_model_pretrained=False), vision_cfg=dict(timm_model_pretrained=False))
-    marks = dict(text_cfg='hf_model_name', vision_cfg='timm_model_name') # never fetch a tower's own weights when built again
+    marks = dict(text_cfg='hf_model_name', vision_cfg='timm_model_name') # built again, no tower fetches its own weights
     return found | {k: found[k] | (towers[k] if marks[k] in found[k] else {}) for k in towers}
