@@ -294,7 +294,8 @@ def record_difference(run:Run, pair:str, a, b, q:Space, g:Space, against:str='la
     d = label_difference(a, b, yq, yg, q.rows.patient_id)
     r = dict(value=d.value[0], **dict(zip(('low', 'high'), interval(d).ravel())), n=int(yq.any(1).sum()),
              patients=int(yq.any(1).sum()), p=p_value(d)[0])
-    record_table(run, pd.DataFrame([dict(name='ndcg_difference', **r)]), pair=pair, part='test', against=against, **fields)
+    table = pd.DataFrame([dict(name='ndcg_difference', **r)])
+    record_table(run, table, pair=pair, part='test', against=against, **fields)
     return r
 
 # %% ../nbs/28_retrieval.ipynb #f35426ac
