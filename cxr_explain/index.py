@@ -102,6 +102,7 @@ def _lancedb():
     "The library; its threads are those of numpy, and must be told before it is loaded."
     os.environ.setdefault('LANCE_CPU_THREADS', os.environ.get('OMP_NUM_THREADS', '2'))
     os.environ.setdefault('LANCE_IO_THREADS', '2') # with one, it waits for itself for ever
+    os.environ.setdefault('LANCE_LOG', 'error')    # an empty group is no news
     import lancedb
     return lancedb
 

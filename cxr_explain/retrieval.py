@@ -4,10 +4,10 @@
 __all__ = ['CASE_FIELDS', 'VISIBLE', 'EVIDENCE', 'GRID', 'Space', 'load_space', 'untrained_space', 'case_fields', 'model_key',
            'build_cases', 'open_cases', 'as_vector', 'ask', 'own_prior', 'overlap', 'label_table', 'word_list',
            'tfidf_vectors', 'bm25', 'truth_matcher', 'record_pairs', 'record_truth_matcher', 'fused', 'word_ways',
-           'text_ways', 'record_labels', 'label_difference', 'record_difference', 'finding_table', 'evidence', 'rerank',
-           'as_similarity', 'candidates', 'choose_weights', 'topk_table', 'name_labels', 'show_neighbours',
-           'main_finding', 'embedding_map', 'openi_study', 'openi_sections', 'section_study', 'real_features',
-           'deep_features', 'real_images']
+           'text_ways', 'record_labels', 'label_difference', 'record_difference', 'finding_table', 'record_findings',
+           'evidence', 'rerank', 'as_similarity', 'candidates', 'choose_weights', 'topk_table', 'name_labels',
+           'show_neighbours', 'main_finding', 'embedding_map', 'openi_study', 'openi_sections', 'section_study',
+           'real_features', 'deep_features', 'real_images']
 
 # %% ../nbs/28_retrieval.ipynb #33cae1ca
 import json
@@ -314,6 +314,12 @@ def finding_table(sim, yq, yg, patients, few:int=SMALL # queries below which not
         rows.append(row)
     return pd.DataFrame(rows)
 
+def record_findings(run:Run, table:pd.DataFrame, **fields): # of `finding_table`
+    "Keep it; what is not ranked says why."
+    record_table(run, table[table.value.notna()], **fields)
+    for r in table[table.value.isna()].to_dict('records'):
+        run.record('precision_at_5', None, reason=f"n too small: {r['n']} queries", finding=r['finding'], **fields)
+
 # %% ../nbs/28_retrieval.ipynb #ffbf6293
 EVIDENCE = 'image', 'text', 'agreement', 'contradiction'
 
@@ -481,7 +487,8 @@ def real_images(run:Run) -> pd.DataFrame:
     ways = {k: x @ x.T for k, x in real_features(run, rows).items()} | dict(shuffled=make_rng(0, 'x').random(own.shape))
     for way, sim in ways.items():
         sim = np.where(own, -9., sim)
-        t = pd.concat([label_table(sim, y, y, rows.patient_id), finding_table(sim, y, y, rows.patient_id)])
-        record_table(run, t, method=way, direction='i2i', part='folds', against='label')
-        found.append(t.assign(method=way))
+        both = label_table(sim, y, y, rows.patient_id), finding_table(sim, y, y, rows.patient_id)
+        for keep, t in zip((record_table, record_findings), both):
+            keep(run, t, method=way, direction='i2i', part='folds', against='label')
+        found += [t.assign(method=way) for t in both]
     return pd.concat(found)

@@ -104,7 +104,7 @@ def called(what, command, **variables):
 
 def is_compared(path):
     "Whether two runs must agree on this file: on all but times, locks, executed notebooks, and a database's own names."
-    if path.startswith('index/') and '.lance/' in path: return False # named and dated at random; index/*.json is compared
+    if path.startswith('index/') and '.lance/' in path: return False # its names are random; index/*.json is compared
     return not (path.endswith('.timing.json') or path in ('times.json', '.lock') or path.startswith('notebooks/'))
 
 def differences(a, b):
