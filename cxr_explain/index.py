@@ -345,9 +345,12 @@ def search_many(self:Index,
     with ThreadPoolExecutor(threads) as pool: return list(pool.map(one, queries))
 
 # %% ../nbs/27_index.ipynb #eee1f33a
-def clustered_vectors(n:int, rng:np.random.Generator, dim:int=512, clusters:int=3000, spread:float=.5
-                     ) -> np.ndarray: # (n,dim) float32, of length 1
+def clustered_vectors(n:int, rng:np.random.Generator, dim:int=512,
+                      clusters:int|None=None, # None: so many that the smallest holds about a dozen
+                      spread:float=.5         # of a cluster, against the distance of its centre from the origin
+                     ) -> np.ndarray:         # (n,dim) float32, of length 1
     "Vectors around random centres; shares of clusters fall as 1/k (Zipf's law), as does the variance of directions."
+    clusters = clusters or max(1, n//125)
     centre = rng.normal(size=(clusters, dim)).astype(np.float32)
     centre /= np.linalg.norm(centre, axis=1, keepdims=True)
     share, sd = 1/np.arange(1, clusters + 1), np.arange(1, dim + 1)**-.5
