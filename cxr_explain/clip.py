@@ -4,8 +4,9 @@
 __all__ = ['LOSSES', 'LABEL_FREE', 'SETTINGS', 'info_nce', 'siglip', 'label_similarity', 'soft_targets', 'soft_loss', 'gather',
            'place', 'pair_loss', 'Settings', 'get_settings', 'is_label_free', 'PairBatches', 'pair_rows',
            'pair_batches', 'make_clip', 'pair_score', 'train_clip', 'one_each', 'statements', 'count_copies',
-           'gallery_tables', 'in_batch_accuracy', 'alignment', 'uniformity', 'modality_gap', 'space_table', 'keep_clip',
-           'borrow_clip', 'gallery', 'pair_tables', 'record_pairs', 'main', 'share_of_ceiling']
+           'gallery_tables', 'label_precision', 'in_batch_accuracy', 'alignment', 'uniformity', 'modality_gap',
+           'space_table', 'keep_clip', 'borrow_clip', 'gallery', 'pair_tables', 'record_pairs', 'main',
+           'share_of_ceiling']
 
 # %% ../nbs/25_clip.ipynb #7287a0f7
 import dataclasses
@@ -18,14 +19,14 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from .baselines import frontal_rows
+from .baselines import frontal_rows, score_targets
 from .cnn import count_parameters, is_first
 from .cnn import get_settings as cnn_settings
 from .cnn import image_batches
 from .config import Run, make_rng, runs_root
 from .metrics import draw_counts, interval, percentiles, ratio
 from .reports import report_findings
-from .scores import best_rank, record_table, reciprocal_rank, retrieval_table
+from .scores import best_rank, precision_at, record_table, reciprocal_rank, retrieval_table
 from .towers import (
     Clip, add_lora, build_clip, check_frozen, choose_text, clip_config, embed_rows, embed_texts, freeze,
     frozen_tensors, merge_lora, pretrained_clip, save_clip, save_embeddings, start_from_cnn, train_tokenizer)
@@ -237,6 +238,14 @@ def gallery_tables(img, txt, # (N,D), row i of one belongs to row i of the other
     "Recall and mean reciprocal rank from picture to text (i2t) and back (t2i)."
     sim, own, copies = img @ txt.T, np.eye(len(img), dtype=bool), count_copies(keys)
     return {d: retrieval_table(x, own, patients, copies, ks) for d, x in (('i2t', sim), ('t2i', sim.T))}
+
+# %% ../nbs/25_clip.ipynb #18b73abc
+def label_precision(sim, rows:pd.DataFrame, # (G,G); of the manifest
+                    patients=None, k:int=5): # -> `Estimate`, chance
+    "Share of the first k with the same labels."
+    y = np.nan_to_num(score_targets(rows)) == 1
+    same = (y[:, None] == y[None]).all(2)
+    return precision_at(min(k, len(same)), sim, same, patients), same.mean()
 
 # %% ../nbs/25_clip.ipynb #1efe7e2f
 def in_batch_accuracy(sim,      # (G,G), the right item of row i is i
