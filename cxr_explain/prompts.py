@@ -131,7 +131,7 @@ def record_auroc(run:Run, model:str, rows, z, # of the manifest, (N,14)
 def untrained(run:Run, model:str) -> tuple[pd.DataFrame, np.ndarray]: # test rows, (N,14) logits
     "The same model before training, asked with the same prompts."
     s, rows = get_settings(run, model), frontal_rows(run)
-    clip = make_clip(run, pair_rows(rows[rows.part == 'train'], s)[1], s).eval()
+    clip = make_clip(run, *pair_rows(rows[rows.part == 'train'], s)[:2], s).eval()
     rows = rows[rows.part == 'test'].reset_index(drop=True)
     vectors = prompt_vectors(lambda texts: embed_texts(clip, texts))
     return rows, prompt_logits(embed_rows(run, clip, rows), *vectors)

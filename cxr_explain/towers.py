@@ -3,11 +3,12 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'SPECIAL', 'MAX_SCALE', 'ADAPTED', 'Texts', 'choose_text', 'drop_priors', 'report_rows', 'train_tokenizer',
            'encode', 'build_trunk', 'ImageTower', 'Clip', 'text_config', 'build_clip', 'clip_config', 'image_features',
-           'start_from_cnn', 'cnn_config', 'freeze', 'frozen_tensors', 'check_frozen', 'add_lora', 'merge_lora',
-           'save_clip', 'load_clip', 'embed_texts', 'embed_images', 'embed_rows', 'save_embeddings', 'load_embeddings',
-           'pretrained_clip']
+           'start_from_cnn', 'cnn_config', 'centre', 'freeze', 'frozen_tensors', 'check_frozen', 'add_lora',
+           'merge_lora', 'save_clip', 'load_clip', 'embed_texts', 'embed_images', 'embed_rows', 'save_embeddings',
+           'load_embeddings', 'pretrained_clip']
 
-# %% ../nbs/24_towers.ipynb #7c4c9f3b
+# %% ../nbs/24_towers.ipynb #c6e8eabe
+import copy
 import json
 import math
 import re
@@ -124,10 +125,10 @@ def build_trunk(config:dict, # arch, width as for `build_cnn`
     return net
 
 class ImageTower(nn.Module):
-    "A trunk, the mean over places, and a projection."
+    "A trunk, the mean over places, and a projection with a bias."
     def __init__(self, trunk, embed): # embed: size of the common space
         super().__init__()
-        self.trunk, self.head = trunk, nn.Linear(trunk.num_features, embed, bias=False)
+        self.trunk, self.head = trunk, nn.Linear(trunk.num_features, embed)
 
     def patches(self, xb): # (B,1,H,W) -> (B,N,F)
         f = self.trunk.forward_features(xb)
@@ -174,7 +175,7 @@ class Clip(nn.Module):
 def text_config(vocab:int, length:int, width:int=128, layers:int=3, heads:int=4) -> dict:
     "Of open_clip's text transformer, for our tokenizer."
     return dict(vocab_size=vocab, context_length=length, width=width, layers=layers, heads=heads, pool_type='eos',
-                eos_id=SPECIAL.index('[EOS]'), pad_id=SPECIAL.index('[PAD]'))
+                eos_id=SPECIAL.index('[EOS]'), pad_id=SPECIAL.index('[PAD]'), proj_bias=True)
 
 def build_clip(config:dict,  # image, text, embed, px, length, temperature, bias; or `open_clip`: its own configuration
                tokenizer) -> Clip: # random weights
@@ -225,6 +226,20 @@ def start_from_cnn(run:Run, clip:Clip, name:str='cnn') -> Clip: # the same
 def cnn_config(run:Run, name:str='cnn') -> dict: # arch, width
     "How a saved network is built."
     return json.loads((run.check(f'models/{name}')/'index.json').read_text(encoding='utf-8'))['config']
+
+# %% ../nbs/24_towers.ipynb #3d11ef8c
+@torch.no_grad()
+def centre(clip:Clip, xb:torch.Tensor, ids:torch.Tensor # some training pairs
+          ) -> Clip: # the same
+    "Make the projections of small towers start from features of mean zero and spread one."
+    twin, seen = copy.deepcopy(clip).train(), {} # the twin's batch norms may count, those of the model must not
+    for name in ('visual.head', 'text.text_projection'):
+        twin.model.get_submodule(name).register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0]}))
+    twin(xb, ids)
+    for name, x in seen.items():
+        p = clip.model.get_submodule(name)
+        p.weight.div_(x.std(0).clamp_min(1e-3*x.std())); p.bias.copy_(-p.weight @ x.mean(0))
+    return clip
 
 # %% ../nbs/24_towers.ipynb #dc8c0b00
 def freeze(clip:Clip, parts # beginnings of names, such as ('visual.trunk',) or ('text',)
