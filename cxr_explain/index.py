@@ -329,11 +329,13 @@ def optimise(self:Index,
             ):
     "Take new rows into all parts of the index, and build the approximate one; searching works before, only slower."
     from lancedb.index import IvfRq
+    for i in self.table.list_indices(): # see below why the old one goes first, and the new one comes last
+        if i.columns == ['vector']: self.table.drop_index(i.name)
+    self.table.optimize()
     n = len(self)
     if n >= LEAST if approximate is None else approximate:
         config = IvfRq('l2', groups or max(1, min(int(n**.5), n//64)), max_iterations=10, sample_rate=64)
-        self.table.create_index('vector', config=config, replace=True)
-    self.table.optimize()
+        self.table.create_index('vector', config=config)
 
 @patch
 def search_many(self:Index,
