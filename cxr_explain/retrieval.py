@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['CASE_FIELDS', 'EVIDENCE', 'GRID', 'Space', 'load_space', 'untrained_space', 'case_fields', 'model_key', 'build_cases',
-           'open_cases', 'as_vector', 'ask', 'own_prior', 'overlap', 'label_table', 'word_list', 'tfidf_vectors',
-           'bm25', 'record_pairs', 'record_perfect', 'fused', 'word_ways', 'text_ways', 'record_labels',
-           'label_difference', 'record_difference', 'finding_table', 'record_findings', 'evidence', 'rerank',
-           'as_similarity', 'candidates', 'choose_weights', 'topk_table', 'name_labels', 'show_neighbours',
+           'open_cases', 'as_vector', 'ask', 'own_prior', 'overlap', 'ndcg_rows', 'label_table', 'word_list',
+           'tfidf_vectors', 'bm25', 'record_pairs', 'record_perfect', 'fused', 'word_ways', 'text_ways',
+           'record_labels', 'label_difference', 'record_difference', 'finding_table', 'record_findings', 'evidence',
+           'rerank', 'as_similarity', 'candidates', 'choose_weights', 'topk_table', 'name_labels', 'show_neighbours',
            'main_finding', 'embedding_map', 'openi_study', 'openi_sections', 'section_study', 'real_features',
            'deep_features', 'real_images']
 
@@ -28,9 +28,9 @@ from .config import Run, file_sha256, make_rng
 from .data import SMALL
 from .findings import LABELS, label_columns
 from .index import create_index, exact_topk, measure_search, open_index
-from .metrics import Estimate, few_positives, interval
+from .metrics import Estimate, few_positives, interval, ratio
 from .reports import openi_part, read_openi
-from .scores import ndcg_at, precision_at, record_table, retrieval_table
+from .scores import precision_at, record_table, retrieval_table
 from .towers import embed_rows, embed_texts, load_clip, load_embeddings
 
 # %% ../nbs/28_retrieval.ipynb #c7a94f58
@@ -140,10 +140,13 @@ def overlap(yq, yg) -> np.ndarray: # (Q,L), (G,L) bool -> (Q,G) 0 to 1
     both = yq @ yg.T
     return both/np.maximum(yq.sum(1)[:, None] + yg.sum(1) - both, 1)
 
-def _ideal_gain(gain, k): # chance and best of discounted gain, (Q,) each
-    discount = 1/np.log2(np.arange(2, k + 2))
-    best = -np.sort(-gain, axis=1)[:, :k] @ discount[:gain.shape[1]]
-    return gain.mean(1)*discount.sum(), best
+def ndcg_rows(sim, gain, k:int=10) -> tuple[np.ndarray, np.ndarray]: # (Q,G) each -> (Q,) nDCG and what chance expects
+    "nDCG of each query, all at once, ties in the gallery's order; NaN where nothing is good."
+    discount = 1/np.log2(np.arange(2, min(k, gain.shape[1]) + 2))
+    def total(key): # discounted gain of the first k by this key
+        return np.take_along_axis(gain, np.argsort(-key, axis=1, kind='stable')[:, :k], 1) @ discount
+    best = np.where(gain.any(1), total(gain), np.nan)
+    return total(sim)/best, gain.mean(1)*discount.sum()/best
 
 def label_table(sim,         # (Q,G)
                 yq, yg,      # (Q,L), (G,L) bool
@@ -152,10 +155,10 @@ def label_table(sim,         # (Q,G)
     asked = np.asarray(yq).any(1)
     gain, sim = overlap(yq[asked], yg), np.asarray(sim)[asked]
     who = np.arange(len(sim)) if patients is None else np.asarray(patients)[asked]
-    chance, best = _ideal_gain(gain, 10)
+    ndcg, chance = ndcg_rows(sim, gain)
     right = gain > 0
     made = [('precision_at_5', precision_at(5, sim, right, who), right.mean(), np.minimum(5, right.sum(1)).mean()/5),
-            ('ndcg_at_10', ndcg_at(10, sim, gain, who), np.mean(chance[best > 0]/best[best > 0]), 1.)]
+            ('ndcg_at_10', ratio(ndcg, np.ones(len(ndcg)), who), np.nanmean(chance), 1.)]
     about = dict(n=int(asked.sum()), patients=len(np.unique(who)), gallery=sim.shape[1])
     return pd.DataFrame([dict(name=n, value=e.value[0], **dict(zip(('low', 'high'), interval(e).ravel())),
                               chance=c, ceiling=t, **about) for n, e, c, t in made])
@@ -239,7 +242,8 @@ def label_difference(a, b, yq, yg, patients) -> Estimate: # (Q,G) each
     "What one way of searching has over another in nDCG at 10, on the same queries."
     asked = yq.any(1)
     gain = overlap(yq[asked], yg)
-    return difference(*(ndcg_at(10, s[asked], gain, np.asarray(patients)[asked]) for s in (a, b)))
+    who = np.asarray(patients)[asked]
+    return difference(*(ratio(ndcg_rows(s[asked], gain)[0], np.ones(len(who)), who) for s in (a, b)))
 
 def record_difference(run:Run, pair:str, a, b, q:Space, g:Space, against:str='label', **fields) -> dict:
     "Keep such a difference with interval and p."

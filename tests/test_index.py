@@ -11,7 +11,17 @@ import pandas as pd
 import pytest
 
 from cxr_explain.config import MissingArtefact
-from cxr_explain.index import StaleIndex, create_index, data_hash, exact_topk, open_index, row_keys
+from cxr_explain.index import (
+    StaleIndex,
+    bench_fields,
+    clustered_vectors,
+    create_index,
+    data_hash,
+    exact_topk,
+    measure_search,
+    open_index,
+    row_keys,
+)
 
 FIELDS = dict(patient_id='str', view='str', label_edema='bool', age='float', order='int')
 DIM = 16
@@ -154,6 +164,24 @@ def test_ties_across_the_cut(index):
             assert index.search(emb[0], k=k, patient='', exact=True).id.tolist() == ids[:k]
             assert index.search(text='words', k=k, patient='').id.tolist() == ids[:k]
         assert index.search(emb[0], 'words', k=7, patient='', exact=True).id.tolist() == ids[:7]
+
+
+def test_optimised_twice_finds_as_much(tmp_path):
+    "Rows that came later are found before and after, and upkeep costs no recall."
+    rng = np.random.default_rng(0)
+    x = clustered_vectors(6050, rng)
+    q, x = x[6000:], x[:6000]
+    ids, texts, table = bench_fields(6000, rng, 1)
+    index = create_index(tmp_path, 'a', 512, dict(patient_id='str', part='str', view='str', label_0='bool'), 'm')
+    index.add(ids[:5000], x[:5000], texts[:5000], table[:5000])
+    index.optimise(approximate=True)
+    index.add(ids[5000:], x[5000:], texts[5000:], table[5000:])
+    for _ in range(3):
+        assert measure_search(index, q, x, ids)['recall_at_10'] > .95
+        assert index.search(x[5999], k=1, patient='').id[0] == ids[5999]
+        index.optimise(approximate=True)
+    index.delete(ids[:3000])
+    assert index.search(x[0], k=99, patient='').id.isin(ids[3000:]).all()
 
 
 def test_table_of_knowledge_has_no_patients(tmp_path):
