@@ -175,7 +175,7 @@ def open_index(url:str, name:str,
     "An existing table; raises `MissingArtefact`, `StaleIndex`."
     db, again = _lancedb().connect(str(url)), 'make it again with replace=True'
     if (table := _table(db, name)) is None:
-        raise MissingArtefact(f'no table {name!r} in {url}; make it with create_index')
+        raise MissingArtefact(f'no table {name!r} in {url}; run the chapter that fills it with --force')
     index = Index(table)
     if not any(i.columns == ['text'] for i in index.table.list_indices()):
         raise StaleIndex(f'table {name!r} was never finished; {again}')
