@@ -177,7 +177,8 @@ def record_probes(run:Run, features:dict, # model -> (N,F)
             for draw in range(draws if share < 1 else 1):
                 z = probe(x, rows, share, draw)
                 found.append(record_auroc(run, model, test, z, 'probe_auroc_macro', share=f'{share:.0%}', draw=draw))
-    return pd.concat(found, ignore_index=True)
+    empty = pd.DataFrame(columns=['model', 'against', 'share', 'value'])
+    return pd.concat(found, ignore_index=True) if found else empty
 
 # %% ../nbs/26_prompts.ipynb #1f4675e5
 PROBES = dict(laterality=dict(side=('left', 'right')), severity=dict(severity=('mild', 'severe')),
