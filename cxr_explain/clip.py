@@ -128,8 +128,9 @@ class Settings:
 
     def key(self): return dict(dataclasses.asdict(self), recipe=self.recipe.key()) # what can change a result
 
-# %% ../nbs/25_clip.ipynb #8a39813d
-_USUAL = Settings(section='impression', length=48, text_width=96, recipe=Recipe(epochs=9, batch=32, lr=1e-3, wd=.1))
+# %% ../nbs/25_clip.ipynb #b6ebe7b9
+_USUAL = Settings(section='impression', length=48, text_width=96,
+                  recipe=Recipe(epochs=9, batch=32, lr=1e-3, wd=.1, patience=99)) # a loss may rest for epochs, then fall
 _TINY = Settings(embed=32, text_width=32, text_layers=1, length=64, vocab=512,
                  recipe=Recipe(epochs=4, batch=30, lr=3e-3, wd=.1))
 SETTINGS = dict(

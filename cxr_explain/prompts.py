@@ -163,13 +163,13 @@ def probe(x:np.ndarray, rows:pd.DataFrame, share:float=1., draw:int=0) -> np.nda
     "Fit on a share of the training patients, choose on select."
     m = some_patients(rows, share, draw)
     kept = rows[m].reset_index(drop=True)
-    return probe_logits(x[m], kept)[(kept.part == 'test').to_numpy()]
+    return probe_logits(x[m], kept, (10, 100, 1000))[(kept.part == 'test').to_numpy()]
 
 # %% ../nbs/26_prompts.ipynb #15a17dcc
 SHARES = (.01, .1, 1.)
 
 def record_probes(run:Run, features:dict, # model -> (N,F)
-                  rows:pd.DataFrame, draws:int=3) -> pd.DataFrame: # of the records
+                  rows:pd.DataFrame, draws:int=2) -> pd.DataFrame: # of the records
     "Score the probes; small shares are drawn several times."
     test, found = rows[rows.part == 'test'].reset_index(drop=True), []
     for model, x in features.items():
