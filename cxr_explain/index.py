@@ -99,7 +99,7 @@ FOUND = 'rank', 'score', 'cosine', 'bm25'           # columns of every answer
 class StaleIndex(StaleArtefact): "The index was made by another model, from other data, or was never finished."
 
 def _lancedb():
-    "The library; its threads are those of numpy, and must be told before it is loaded."
+    "The library; its threads are those of numpy, and it must be told before it is loaded."
     os.environ.setdefault('LANCE_CPU_THREADS', os.environ.get('OMP_NUM_THREADS', '2'))
     os.environ.setdefault('LANCE_IO_THREADS', '2') # with one, it waits for itself for ever
     os.environ.setdefault('LANCE_LOG', 'error')    # an empty group is no news
@@ -155,8 +155,8 @@ def create_index(url:str,    # a folder, or an object store such as 's3://bucket
                  replace:bool=False # an existing table of this name
                 ) -> Index:
     "An empty table; raises `FileExistsError`, or `ValueError` for a field that cannot be."
-    from lancedb.index import FTS, Bitmap, BTree
     schema, db = _schema(dim, fields, model), _lancedb().connect(str(url))
+    from lancedb.index import FTS, Bitmap, BTree
     if _table(db, name) is not None:
         if not replace: raise FileExistsError(f'table {name!r} is in {url}; open it, or say replace=True')
         db.drop_table(name)
