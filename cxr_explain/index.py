@@ -226,8 +226,8 @@ def delete(self:Index, ids):
     if lost := set(ids) - self.has(ids): raise ValueError(f'the id {min(lost)!r} is not there')
     self.table.delete(sql_filter(['id'], dict(id=list(ids))))
 
-# %% ../nbs/27_index.ipynb #87094035
-PROBES, REFINE = 128, 10 # see the chapter's section on approximate search
+# %% ../nbs/27_index.ipynb #9b8ef444
+PROBES, REFINE = 128, 15 # see the chapter's section on approximate search
 
 @patch
 def _ranked(self:Index, query, column, n): # ids, rows, scores in order: score, then id
