@@ -341,7 +341,7 @@ def show_neighbours(run:Run, q:Space, g:Space, which, k:int=4): # which: positio
     import matplotlib.pyplot as plt
     pixels, (at, value) = Cache(run.check('pixels')), exact_topk(q.img[which], g.img, k)
     yq, yg = (score_targets(s.rows) == 1 for s in (q, g))
-    size = dict(figsize=(1.35*(k + 1), 1.85*len(which)), layout='constrained', squeeze=False)
+    size = dict(figsize=(1.02*(k + 1), 1.45*len(which)), layout='constrained', squeeze=False)
     fig, axes = plt.subplots(len(which), k + 1, **size)
     for line, i, near, score in zip(axes, which, at, value):
         shown = [('query', q.rows.row[i], yq[i])] + [(f'{s:.2f}', g.rows.row[j], yg[j]) for j, s in zip(near, score)]
