@@ -67,8 +67,9 @@ def find_record(records:list[dict],
                ) -> dict:
     "The one record with this chapter, this name and these values in other fields; raises `ValueError` otherwise."
     chapter, name, *values = key.split('/')
+    def fields(r): return [str(v) for k, v in r.items() if k not in ('chapter', 'name')]
     found = [r for r in records if r['chapter'] == chapter and r['name'] == name]
-    found = [r for r in found if all(v in map(str, r.values()) for v in values)]
+    found = [r for r in found if all(v in fields(r) for v in values)]
     if len(found) != 1: raise ValueError(f'{key} names {len(found)} records, not one; add or drop a field')
     return found[0]
 
