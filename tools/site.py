@@ -247,6 +247,7 @@ def build(out):
     if out.exists() and any(out.iterdir()) and not (out/'search_index.js').exists():
         raise SystemExit(f'{out} is not empty and not a site of this renderer; choose another --out')
     shutil.rmtree(out, ignore_errors=True)
+    write(out/'search_index.js', b'') # the sign of this renderer comes first, so that a killed build can be made again
     for folder in (NBS/'images', ROOT/'figures'):
         if folder.is_dir(): shutil.copytree(folder, out/folder.name, dirs_exist_ok=True)
     for name in ('site.js', 'site.css'): write(out/name, (ASSETS/name).read_bytes())
