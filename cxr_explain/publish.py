@@ -246,21 +246,27 @@ def read_published() -> dict: # stem of the notebook to fingerprint
     "What was published last."
     return read_json(_record_file()) if _record_file().is_file() else {}
 
+def _kept(drafts): # what was published of pages of the appendix that this run did not make
+    return {n.stem: facts for n in find_notebooks(True) if n not in drafts and (facts := read_published().get(n.stem))}
+def _files(published): return {f for facts in published.values() for f in facts['files']}
+
 # %% ../nbs/02_publish.ipynb #56f07f10
 def publish(folder:Path,         # of a run at profile phantom
             with_data:bool=False # allow a run that was given real data
            ) -> list[str]: # files that changed, relative to the checkout
-    "Copy outputs, results and figures of a run into the pages, and fill the marked numbers; raises `ValueError`."
+    """Copy outputs, results and figures of a run into the pages, and fill the marked numbers.
+    Pages of the appendix that the run lacks keep what they have. Raises `ValueError`."""
     root, drafts, files = find_root(), _drafts(folder, with_data), {}
     products = {n: _products(chapter_name(n), folder) for n in drafts}
     for n, nb in drafts.items(): files[n.relative_to(root).as_posix()] = notebook_text(nb).encode()
     for p in products.values(): files |= {name: source.read_bytes() for name, source in p.items()}
     changed = [name for name, content in files.items() if _put(root/name, content)]
-    old = {f for facts in read_published().values() for f in facts['files']}
-    for name in sorted(old - files.keys()): (root/name).unlink(missing_ok=True); changed.append(name)
+    kept = _kept(drafts)
+    gone = sorted(_files(read_published()) - _files(kept) - files.keys())
+    for name in gone: (root/name).unlink(missing_ok=True); changed.append(name)
     records = read_results(root/'nbs'/'results')
     changed += [p.relative_to(root).as_posix() for p in marked_pages() if _put(p, _filled(p, records))]
-    facts = {n.stem: fingerprint(n, list(products[n])) for n in drafts}
+    facts = dict(sorted((kept | {n.stem: fingerprint(n, list(products[n])) for n in drafts}).items()))
     return changed + (['nbs/results/published.json'] if _put(_record_file(), notebook_text(facts).encode()) else [])
 
 # %% ../nbs/02_publish.ipynb #04fffc61

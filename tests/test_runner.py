@@ -120,6 +120,23 @@ def test_publish(toy):
     with pytest.raises(ValueError, match='out of date'): publish.publish(toy.runs/'phantom')
 
 
+def test_pages_of_the_appendix_that_a_run_lacks_keep_what_they_have(toy):
+    toy.chapter(0, 'config', *OUTPUTS)
+    page = toy.chapter(1, 'extra', 'run.record("images", 3)')
+    (toy.root/'nbs'/'appendix').mkdir()
+    page = page.rename(toy.root/'nbs'/'appendix'/'A01_extra.ipynb')
+    page.write_text(page.read_text().replace('#| default_exp extra', 'run = None'))
+    (toy.root/'README.md').touch()
+    text, status = toy.call('reproduce', '--profile', 'phantom', '--appendix')
+    assert status == 0, text
+    assert 'nbs/results/extra.json' in publish.publish(toy.runs/'phantom')
+    (toy.runs/'phantom'/'notebooks'/page.name).unlink()
+    assert publish.publish(toy.runs/'phantom') == [] and publish.check_published() == []
+    page.unlink() # a page that is gone takes its results along
+    assert 'nbs/results/extra.json' in publish.publish(toy.runs/'phantom')
+    assert not (toy.root/'nbs'/'results'/'extra.json').exists()
+
+
 def test_clean_and_export_do_not_touch_the_checkout(toy):
     path = toy.chapter(0, 'config', '#| export\nx = 1')
     (toy.root/'settings.ini').write_text((check.ROOT/'settings.ini').read_text())
