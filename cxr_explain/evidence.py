@@ -456,7 +456,7 @@ def make_table(r:Reporter, film:Film,
                 films_cited.add(q.origin); cited.append(q)
         if f.status and (card := r.cards.get(f.label)): cited.append(card)
         sources |= {q.id: q for q in cited}
-        rows.append(Row(f, float(p[j]), tuple(q.id for q in cited), notes[j]))
+        rows.append(Row(f, round(float(p[j]), 4), tuple(q.id for q in cited), notes[j]))
     prior = film.prior.image_id if film.prior else ''
     return EvidenceTable(film.image_id, tuple(rows), sources, film.view, film.indication, prior, len(at), log)
 
