@@ -145,9 +145,10 @@ def own_sentence(f:Finding) -> str:
     raise ValueError(f'{describe(f)} cannot be said so that the labeler understands it; mend NOUNS')
 
 # %% ../nbs/32_generation.ipynb #gen-bank
-FRAME = frozenset("""a an and are at base bases be cannot definite demonstrated enlarged evidence excluded finding findings
+_FRAME = """a an and are at base bases be cannot definite demonstrated enlarged evidence excluded finding findings
     for heart identified in is it left likely lobe lung lungs may no not noted observed of on or possible possibly present
-    probable probably right seen shows side size sided study the there visible was without zone""".split())
+    probable probably right seen shows side size sided study the there visible was without zone"""
+FRAME = frozenset(_FRAME.split())
 
 def frame_only(text:str) -> bool:
     "Whether a sentence holds no word but those of `own_sentence` and those that frame one."
