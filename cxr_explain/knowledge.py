@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['CARD_KINDS', 'RELATIONS', 'SENTENCES', 'LISTS', 'TREATMENT', 'VERSION', 'CARDS', 'QUESTIONS', 'ORIGINS', 'WAYS',
-           'WEB_WORDS', 'EUROPE_PMC', 'OPENI', 'TAVILY', 'Reference', 'Card', 'make_cards', 'content_hash',
+           'DEPTH', 'WEB_WORDS', 'EUROPE_PMC', 'OPENI', 'TAVILY', 'Reference', 'Card', 'make_cards', 'content_hash',
            'cards_hash', 'load_cards', 'card_sentences', 'evidence_text', 'provenance', 'Knowledge', 'search_texts',
            'fill_index', 'build_knowledge', 'open_knowledge', 'related', 'look_up', 'code_table', 'gather', 'WebSource',
            'web_query', 'web_context', 'load_questions', 'shared_run', 'units', 'by_card', 'grid', 'card_scores',
-           'asked_index', 'record_difference']
+           'asked_index', 'compare_ways']
 
 # %% ../nbs/29_knowledge.ipynb #imports
 import hashlib
@@ -209,7 +209,7 @@ def open_knowledge(run:Run, clip=None, cards:dict|None=None) -> Knowledge: # as 
     return Knowledge(cards, open_index(run.path('index'), 'knowledge', model, held['data']), clip)
 
 # %% ../nbs/29_knowledge.ipynb #lookup
-WAYS = 'words', 'vectors', 'hybrid'
+WAYS, DEPTH = ('words', 'vectors', 'hybrid'), 100 # ways of searching; sentences that are looked at
 _BACK = dict(is_a='has kind', mimics='mimicked by', complicates='complicated by')
 _ORDER = 'itself', 'is_a', 'mimicked by', 'complicated by', 'complicates', 'mimics', 'has kind'
 
@@ -220,22 +220,24 @@ def related(cards:dict, name:str) -> list: # of (relation, id), each card once
     found.sort(key=lambda pair: _ORDER.index(pair[0]))
     return [(kind, i) for n, (kind, i) in enumerate(found) if i not in [j for _, j in found[:n]]]
 
-def _search(kb, text, how, where): # sentences, best first
+def _search(kb, text, how, where, emb): # sentences, best first
     if how not in WAYS: raise ValueError(f'how={how!r}; choose from {WAYS}')
-    if how != 'words' and kb.clip is None:
+    if how != 'words' and emb is None and kb.clip is None:
         raise ValueError(f"how={how!r} needs the text tower; give clip=load_clip(run, 'clip')")
-    emb = embed_texts(kb.clip, [text])[0] if how != 'words' else None
-    return kb.index.search(emb, text if how != 'vectors' else None, k=len(kb.index), where=where)
+    if how == 'words': emb = None
+    elif emb is None: emb = embed_texts(kb.clip, [text])[0]
+    return kb.index.search(emb, text if how != 'vectors' else None, k=DEPTH, where=where)
 
 def look_up(kb:Knowledge, label:str|None=None, # one of `LABELS`
             text:str|None=None,                # a question or phrase
-            k:int=3, how:str='words'           # one of `WAYS`
-           ) -> pd.DataFrame: # rank, id, card, relation, score, text: one row a card; none if no word is known
+            k:int=3, how:str='words',          # one of `WAYS`
+            emb=None                           # (D,) the text's vector, where it is known
+           ) -> pd.DataFrame: # rank, id, card, relation, score, text: a row each; none if no word is known
     "Cards for a finding, for a text, or for a text about a finding; raises `ValueError`."
     if label is None and not (text or '').strip(): raise ValueError('give a finding, a text, or both')
     near = {i: r for r, i in reversed(related(kb.cards, slug(label)))} if label else {}
     if text:
-        hits = _search(kb, text, how, dict(card=list(near)) if near else None).drop_duplicates('card')
+        hits = _search(kb, text, how, dict(card=list(near)) if near else None, emb).drop_duplicates('card')
         hits = hits.assign(relation=[near.get(i, '') for i in hits.card]).head(k)
     else:
         own = list(reversed(near))[:k]
@@ -384,12 +386,13 @@ def asked_index(kb:Knowledge, questions, how:str) -> np.ndarray: # (Q,C): minus 
     "What `look_up` answers to questions, as a matrix for the scores."
     place = {i: n for n, i in enumerate(kb.cards)}
     sim = np.full((len(questions), len(place)), -1. - len(place))
-    for row, q in zip(sim, questions):
-        hits = look_up(kb, text=q, k=len(place), how=how)
+    emb = embed_texts(kb.clip, questions) if how != 'words' else [None]*len(sim)
+    for row, q, e in zip(sim, questions, emb):
+        hits = look_up(kb, text=q, k=len(place), how=how, emb=e)
         row[[place[i] for i in hits.card]] = -hits['rank']
     return sim
 
-def record_difference(run:Run, pair:str, a, b, cards:dict, asked:pd.DataFrame, **more) -> list[dict]:
+def compare_ways(run:Run, pair:str, a, b, cards:dict, asked:pd.DataFrame, **more) -> list[dict]:
     "What one way of searching has over another on the same questions; recorded."
     right, rows = np.array(list(cards)) == asked.card.to_numpy()[:, None], []
     for name, score in dict(hit_at_1=lambda s: recall_at(1, s, right, asked.card),
