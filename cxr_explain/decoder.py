@@ -11,6 +11,7 @@ __all__ = ['ASPECTS', 'FACT_WORDS', 'MARKS', 'SETTINGS', 'as_sentence', 'report_
 import dataclasses
 import json
 import re
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,11 +31,11 @@ from .findings import CHANGES, LABELS, SEVERITIES, SIDES, STATUSES, ZONES, Findi
 from .metrics import Estimate, interval, ratio
 from .reports import report_findings, split_sentences
 from .towers import choose_text, drop_priors, report_rows
-from .train import Recipe, fit
+from .train import Fit, Recipe, fit
 
 # %% ../nbs/30_decoder.ipynb #dec-plain
 _HEAD = re.compile(r'^\s*(?:[-*•]|\d{1,2}[.)])?\s*(?:[A-Z][A-Za-z,/& ]{2,40}:\s+)?')
-_GLUED = re.compile(r'(?<=[A-Za-z]\.)(?=\d{1,2}[.)] )') # 'normal.2. No' is the end of one item and the next
+_GLUED = re.compile(r'(?<=[A-Za-z]\.)(?=(?:\d{1,2}[.)]|[-*•]) )') # 'normal.2. No' is the end of one item and the next
 
 def as_sentence(text:str) -> str: # '' if nothing is left
     "A sentence without list number and title, in ordinary case."
@@ -177,7 +178,7 @@ class Decoder:
     "A language model that writes one sentence from facts."
     model:nn.Module
     tokenizer:object
-    history:pd.DataFrame|None = None # of its training, see `Fit`
+    training:Fit|None = None    # how it went
 
     def ids(self, texts) -> list[list[int]]: return self.tokenizer(list(texts))['input_ids']
 
@@ -262,7 +263,7 @@ def train_decoder(run:Run, s:Settings|None=None) -> Decoder: # None: the profile
     decoder = build_decoder(pairs.text, s)
     found = fit(decoder.model, decoder_answers(decoder, pairs), answer_loss, s.recipe)
     if is_first(): keep_pretrained(run, 'decoder', (decoder.model, decoder.tokenizer), dict(kind='decoder'))
-    return dataclasses.replace(decoder, history=found.history)
+    return dataclasses.replace(decoder, training=found)
 
 def load_decoder(run:Run) -> Decoder:
     "The kept decoder; raises `MissingArtefact`, `StaleArtefact`."
@@ -301,9 +302,12 @@ def score_decoder(run:Run, decoder:Decoder) -> pd.DataFrame: # asked facts, and 
     "Write all sets of facts of the test reports, and record how often the sentences state them."
     pairs = sentence_pairs(report_rows(run, ('test',))).drop_duplicates(['patient_id', 'facts']).reset_index(drop=True)
     sets, known = list(dict.fromkeys(pairs.facts)), set(training_pairs(run).facts)
+    start = time.perf_counter()
     pairs['written'] = pairs.facts.map(dict(zip(sets, write_sentences(decoder, sets))))
+    run.time('seconds_per_sentence', (time.perf_counter() - start)/max(1, len(sets)), model='decoder')
+    size = pairs.facts.map(len).clip(upper=4)
     groups = dict(all=pairs, abnormal=pairs[[bool(positives(f)) for f in pairs.facts]],
-                  unseen=pairs[~pairs.facts.isin(known)])
+                  unseen=pairs[~pairs.facts.isin(known)]) | {f'length_{n}': pairs[size == n] for n in (1, 2, 3, 4)}
     for subset, own in groups.items():
         about = dict(n=len(own), patients=own.patient_id.nunique(), part='test', model='decoder', subset=subset)
         for (name, aspect), e in decoder_estimates(own, own.written).items() if len(own) else ():
@@ -316,4 +320,5 @@ def main(run:Run) -> tuple[Decoder, pd.DataFrame|None]: # what it writes; None o
     decoder = train_decoder(run)
     if not is_first(): return decoder, None
     run.record('parameters', count_parameters(decoder.model), model='decoder', weights='scratch')
+    for k, v in decoder.training.times.items(): run.time(f'train_{k}', v, model='decoder')
     return decoder, score_decoder(run, decoder)

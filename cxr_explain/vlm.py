@@ -12,6 +12,7 @@ __all__ = ['SETTINGS', 'PROMPT', 'TEMPLATE', 'LANGUAGE', 'NORMAL', 'Settings', '
 import dataclasses
 import json
 import threading
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from .findings import LABELS, close_upward
 from .metrics import enough, few_positives, macro, ratio
 from .reports import label_report
 from .towers import build_trunk, choose_text, cnn_config
-from .train import Recipe, fit, load_model
+from .train import Fit, Recipe, fit, load_model
 
 # %% ../nbs/30_vlm.ipynb #vlm-settings
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Vlm:
     eyes:nn.Module|None = None       # picture -> features; None: the model sees pixels
     px:int = 0                       # side of the pictures that the eyes see
     weights:str = 'scratch'          # or the name of the pretrained ones
-    history:pd.DataFrame|None = None # of its training, see `Fit`
+    training:Fit|None = None         # how it went
 
 # %% ../nbs/30_vlm.ipynb #vlm-look
 @torch.inference_mode()
@@ -343,7 +344,7 @@ def train_vlm(run:Run, s:Settings|None=None) -> Vlm|None: # None: too few films 
     vlm, pixels, at = build_vlm(run, rows, texts, s), Cache(run.check('pixels')), rows.row.to_numpy()
     found = fit(vlm.model, picture_answers(vlm, lambda i: pixels[at[i]], texts), answer_loss, s.recipe)
     if is_first(): keep_vlm(run, vlm, s)
-    return dataclasses.replace(vlm, history=found.history)
+    return dataclasses.replace(vlm, training=found)
 
 def keep_vlm(run:Run, vlm:Vlm, s:Settings, name:str='vlm') -> Path:
     "Keep model, processor and eyes."
@@ -384,7 +385,9 @@ def other_patients(patients) -> np.ndarray: # (N,) positions
 def arms(run:Run, vlm:Vlm, untrained:Vlm, rows:pd.DataFrame) -> dict: # name -> N texts
     "What the model and its controls say about films."
     imgs = Cache(run.check('pixels'))[rows.row.to_numpy()]
+    start = time.perf_counter()
     own = describe_images(vlm, imgs)
+    run.time('seconds_per_report', (time.perf_counter() - start)/len(rows), model='vlm')
     return dict(vlm=own, swapped=[own[i] for i in other_patients(rows.patient_id)],
                 black=describe_images(vlm, np.zeros_like(imgs[:1]))*len(rows),
                 untrained=describe_images(untrained, imgs, max_tokens=32), frequency=[NORMAL]*len(rows))
@@ -413,9 +416,11 @@ def score_vlm(run:Run, vlm:Vlm, part:str='test') -> tuple[pd.DataFrame, dict]: #
     s, rows = get_settings(run), frontal_rows(run)
     train, rows = (rows[rows.part == p].reset_index(drop=True) for p in ('train', part))
     untrained = build_vlm(run, *with_text(train, s.section), s)
+    untrained.model.to(vlm.model.device)
     texts = arms(run, vlm, untrained, rows)
     score_texts(run, texts, rows, part)
     run.record('parameters', count_parameters(vlm.model), model='vlm', weights=vlm.weights, eyes=s.eyes or 'own')
+    for k, v in vlm.training.times.items(): run.time(f'train_{k}', v, model='vlm')
     return rows, texts
 
 def main(run:Run) -> tuple: # model, rows of the test part, texts of `arms`; None where there is nothing

@@ -20,8 +20,7 @@ TINY = vlms.Settings(32, 2, 1, 400, '')
 
 
 def gemma3(): # the class of MedGemma, small
-    from transformers import (
-        Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessor, Gemma3Processor)
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessor, Gemma3Processor
     marks = dict(image_token='<image_soft_token>', boi_token='<start_of_image>', eoi_token='<end_of_image>')
     t = decoders.make_tokenizer(TEXTS, ['<pad>', '<bos>', '<eos>', *marks.values()], 300, pad_token='<pad>',
                                 bos_token='<bos>', eos_token='<eos>', extra_special_tokens=marks)
@@ -85,7 +84,8 @@ def trained():
     facts = [(Finding('Pleural Effusion', side='left'),), (Finding('Edema', 0),), (Finding('No Finding'),)]
     pairs = pd.DataFrame(dict(facts=facts, text=TEXTS))
     made = decoders.build_decoder(TEXTS, decoders.Settings(16, 1, 400))
-    fit(made.model, decoders.decoder_answers(made, pairs), decoders.answer_loss, Recipe(epochs=4, batch=3, optimizer='muon'))
+    answers = decoders.decoder_answers(made, pairs)
+    fit(made.model, answers, decoders.answer_loss, Recipe(epochs=4, batch=3, optimizer="muon"))
     return made, facts
 
 
