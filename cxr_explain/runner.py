@@ -385,7 +385,8 @@ COMMANDS = dict(
     check=(_check, ', '.join(_WHAT), {'what': dict(nargs='*', help='default: all')}),
     test=(_test, 'all checks, all chapters twice, all tests: what CI runs', {}),
     train=(_train, 'run the experiment of a chapter without its notebook, also under torchrun --no-python', {
-        'chapter': dict(help='data, baselines, cnn, clip')} | {k: _REPRODUCE[k] for k in ('--profile', '--run', '--data', '--seed')}),
+        'chapter': dict(help='data, baselines, cnn or clip')} | {
+            k: _REPRODUCE[k] for k in ('--profile', '--run', '--data', '--seed')}),
     bench=(_bench, 'run the benchmarks of the appendix', _PROFILE | {'--run': _REPRODUCE['--run']}),
     lab=(_lab, 'open the notebooks in JupyterLab', _REST),
     site=(_site, 'render the website', _REST),

@@ -123,7 +123,8 @@ class ImageBatches:
     def keep(self, device): # from now on batches are put together there
         rows, shape = self.data.rows, self.data.pixels.shape[1:]
         self.kept = torch.empty(len(rows), *shape, dtype=torch.uint8, device=device)
-        for a in range(0, len(rows), 4096): self.kept[a:a + 4096] = torch.from_numpy(self.data.pixels[rows[a:a + 4096]])
+        for a in range(0, len(rows), 4096): # in blocks, as a large set need not fit in the host's memory
+            self.kept[a:a + 4096] = torch.from_numpy(self.data.pixels[rows[a:a + 4096]])
         self.y, self.known, self.drawn = self.y.to(device), self.known.to(device), (None, {})
 
     def changes(self, epoch): # drawn once an epoch, for all images
