@@ -162,9 +162,14 @@ class PairBatches:
         self.images, self.ids, self.labels = images, ids, labels
 
     def __len__(self): return len(self.images)
+    def nbytes(self): return self.images.nbytes()
+
+    def keep(self, device): # as `ImageBatches`
+        self.images.keep(device); self.ids = self.ids.to(device)
 
     def batch(self, index, epoch): # as `ImageBatches`, and ids (B,L)
-        found = self.images.batch(index, epoch) | dict(ids=self.ids[index])
+        found = self.images.batch(index, epoch)
+        found['ids'] = self.ids[found['index']]
         return found if self.labels else {k: v for k, v in found.items() if k not in ('y', 'known')}
 
 def pair_rows(rows:pd.DataFrame, s:Settings) -> tuple[pd.DataFrame, list, int]: # rows with text, texts, fallbacks

@@ -334,8 +334,9 @@ def _bench(a):
 
 def _train(a): # the whole experiment of a chapter, without its notebook: for GPUs and many machines
     chapter, run = _module(a.chapter), Run(a.chapter, a.profile, a.run, a.data, a.seed)
-    if not hasattr(chapter, 'main'): raise ValueError(f'chapter {a.chapter!r} trains nothing; try cnn')
-    chapter.main(run)
+    work = getattr(chapter, 'main', None) or getattr(chapter, 'build', None) # data builds
+    if not work: raise ValueError(f'chapter {a.chapter!r} trains nothing; try cnn')
+    work(run)
     if os.environ.get('RANK', '0') == '0': print(run.finish().to_string())
 
 # %% ../nbs/01_runner.ipynb #2fed088a
@@ -384,7 +385,8 @@ COMMANDS = dict(
     check=(_check, ', '.join(_WHAT), {'what': dict(nargs='*', help='default: all')}),
     test=(_test, 'all checks, all chapters twice, all tests: what CI runs', {}),
     train=(_train, 'run the experiment of a chapter without its notebook, also under torchrun --no-python', {
-        'chapter': dict(help='such as cnn')} | {k: _REPRODUCE[k] for k in ('--profile', '--run', '--data', '--seed')}),
+        'chapter': dict(help='data, baselines, cnn or clip')} | {
+            k: _REPRODUCE[k] for k in ('--profile', '--run', '--data', '--seed')}),
     bench=(_bench, 'run the benchmarks of the appendix', _PROFILE | {'--run': _REPRODUCE['--run']}),
     lab=(_lab, 'open the notebooks in JupyterLab', _REST),
     site=(_site, 'render the website', _REST),

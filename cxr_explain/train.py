@@ -108,25 +108,37 @@ def apply_jitters(xb:torch.Tensor, # (B,1,H,W) float in [0,1]
 
 # %% ../nbs/20_train.ipynb #3113a1bb
 class ImageBatches:
-    "Batches of a `ChestDataset`, for `fit` and `predict`."
+    "Batches of a `ChestDataset`, for `fit` and `predict`; the data can be kept on a GPU."
     def __init__(self, data, # `ChestDataset`
                  jitter:dict|None=None, # limits of `draw_jitters`, {} for its own; None: no augmentation
                  seed:int=0):
         self.data, self.jitter, self.seed = data, jitter, seed
         self.y, self.known = torch.from_numpy(data.y), torch.from_numpy(data.known)
-        self.drawn = None, {}
+        self.drawn, self.kept = (None, {}), None
 
     def __len__(self): return len(self.data)
 
+    def nbytes(self): return len(self)*math.prod(self.data.pixels.shape[1:]) # of all pictures
+
+    def keep(self, device): # from now on batches are put together there
+        rows, shape = self.data.rows, self.data.pixels.shape[1:]
+        self.kept = torch.empty(len(rows), *shape, dtype=torch.uint8, device=device)
+        for a in range(0, len(rows), 4096): # in blocks, as a large set need not fit in the host's memory
+            self.kept[a:a + 4096] = torch.from_numpy(self.data.pixels[rows[a:a + 4096]])
+        self.y, self.known, self.drawn = self.y.to(device), self.known.to(device), (None, {})
+
     def changes(self, epoch): # drawn once an epoch, for all images
-        if self.drawn[0] != epoch: self.drawn = epoch, draw_jitters(len(self), self.seed, epoch, **self.jitter)
+        if self.drawn[0] != epoch:
+            drawn = draw_jitters(len(self), self.seed, epoch, **self.jitter)
+            self.drawn = epoch, {k: torch.from_numpy(v).to(self.y.device) for k, v in drawn.items()}
         return self.drawn[1]
 
     def batch(self, index:np.ndarray, epoch:int) -> dict: # image (B,1,H,W) uint8, y and known (B,14), index (B,)
-        image = torch.from_numpy(self.data.pixels[self.data.rows[index]])[:, None]
-        found = dict(image=image, y=self.y[index], known=self.known[index], index=torch.from_numpy(index))
+        at = torch.from_numpy(index).to(self.y.device)
+        image = torch.from_numpy(self.data.pixels[self.data.rows[index]]) if self.kept is None else self.kept[at]
+        found = dict(image=image[:, None], y=self.y[at], known=self.known[at], index=at)
         if self.jitter is None: return found
-        return found | {k: torch.from_numpy(v[index]) for k, v in self.changes(epoch).items()}
+        return found | {k: v[at] for k, v in self.changes(epoch).items()}
 
 # %% ../nbs/20_train.ipynb #791b6c0c
 def as_input(batch:dict) -> torch.Tensor: # (B,1,H,W) float32, about -2 to 2
@@ -397,6 +409,12 @@ def _bar(trainer): # shown where someone watches a terminal
                 disable=None if trainer.acc.is_main_process else True, desc='training')
 
 # %% ../nbs/20_train.ipynb #6144fa26
+def _keep(data, device): # whether the data lie on the GPU now: they may take a third of what is free
+    if device.type != 'cuda' or not hasattr(data, 'keep'): return False
+    if data.nbytes() > torch.cuda.mem_get_info(device)[0]/3: return False
+    data.keep(device)
+    return True
+
 def fit(model:nn.Module,
         data,                # has `__len__` and `batch(index, epoch)`, such as `ImageBatches`
         loss,                # (model, batch on the device) -> (summed loss, weight)
@@ -408,7 +426,9 @@ def fit(model:nn.Module,
     "Train a model in place, and leave it with its best weights, in evaluation mode. Raises `TrainingError`."
     t = Trainer(model, data, loss, recipe, folder, score, key)
     t.resume()
-    steps = None if t.done else iter(step_loader(data, t.keys(), recipe.workers, t.acc.device.type == 'cuda'))
+    near = not t.done and _keep(data, t.acc.device)
+    pin = t.acc.device.type == 'cuda' and not near
+    steps = None if t.done else iter(step_loader(data, t.keys(), 0 if near else recipe.workers, pin))
     with _bar(t) as bar:
         while not t.done: t._epoch(len(t.history), steps, bar)
     model.load_state_dict(t.best); model.eval()

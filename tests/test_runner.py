@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import check
 import pytest
@@ -82,6 +83,15 @@ def test_mistakes_are_one_line(toy, args, message):
 @pytest.mark.parametrize('chapter, message', [('findings', 'trains nothing'), ('nothing', 'cxr_explain.nothing')])
 def test_a_chapter_that_cannot_be_trained_is_one_line(toy, chapter, message):
     with pytest.raises(SystemExit, match=message): runner.main(['train', chapter, '--profile', 'smoke'])
+
+
+def test_train_builds_where_there_is_nothing_to_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('CXR_EXPLAIN_RUNS', str(tmp_path))
+    data = SimpleNamespace(build=lambda run: run.record('images', 3))
+    monkeypatch.setattr(runner, '_module', lambda name: data)
+    with pytest.raises(SystemExit) as e: runner.main(['train', 'data', '--profile', 'smoke'])
+    assert not e.value.code and 'images' in capsys.readouterr().out
+    assert (tmp_path/'smoke/results/data.json').is_file()
 
 
 OUTPUTS = ('import sys\nfrom matplotlib import pyplot as plt\nimport pandas as pd',

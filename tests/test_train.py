@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cxr_explain.train import Recipe, TrainingError, batch_order, fit, masked_bce
+from cxr_explain import train
+from cxr_explain.train import ImageBatches, Recipe, TrainingError, as_input, batch_order, fit, masked_bce
 
 SCRIPT = '''
 import sys, time, torch
@@ -84,6 +85,40 @@ def test_readers_change_nothing(tmp_path):
     fit(a, Points(), loss, Recipe(epochs=2))
     fit(b, Points(), loss, Recipe(epochs=2, workers=2))
     assert torch.equal(a.weight, b.weight)
+
+
+class Films: # what `ImageBatches` needs of a `ChestDataset`; rows in any order
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8), np.uint8)
+    rows = np.random.default_rng(1).permutation(50)[:40]
+    y, known = (np.random.default_rng(2).random((40, 14)) < .4).astype(np.float32), np.ones((40, 14), bool)
+    def __len__(self): return 40
+
+
+def test_kept_films_give_the_same_batches_and_the_same_weights(monkeypatch):
+    far, kept = ImageBatches(Films(), {}, 3), ImageBatches(Films(), {}, 3)
+    kept.keep(torch.device('cpu'))
+    for epoch, index in (0, np.array([5, 39, 0])), (1, np.arange(7, 20)):
+        a, b = far.batch(index, epoch), kept.batch(index, epoch)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+    def pixels(model, b): return masked_bce(model(as_input(b).flatten(1)), b['y'], b['known'])
+    def trained(data):
+        torch.manual_seed(0); model = torch.nn.Linear(64, 14)
+        fit(model, data, pixels, Recipe(epochs=2, batch=8)); return model.weight
+    first = trained(ImageBatches(Films(), {}, 3))
+    assert torch.equal(first, trained(kept))
+    monkeypatch.setattr(train, '_keep', lambda data, device: data.keep(device) or True)
+    assert torch.equal(first, trained(ImageBatches(Films(), {}, 3)))
+
+
+def test_only_a_gpu_with_room_keeps_films(monkeypatch):
+    cuda, data = torch.device('cuda'), ImageBatches(Films())
+    assert not train._keep(data, torch.device('cpu')) and not train._keep(Points(), cuda)
+    moved = []
+    monkeypatch.setattr(ImageBatches, 'keep', lambda self, device: moved.append(device))
+    for free, does in ((3*40*64 - 1, False), (3*40*64, True)):
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device, free=free: (free, free))
+        assert train._keep(data, cuda) is does
+    assert moved == [cuda]
 
 
 def test_a_launcher_that_starts_too_few_processes_is_an_error(monkeypatch):
