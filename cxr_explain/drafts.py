@@ -349,12 +349,14 @@ def _scaled(mask, shape): # (rows, columns) bool
     if mask.dtype != bool: mask = hot_region(mask)
     return resize(mask.astype(np.float32), shape) >= .5
 
-def _outline(mask): # two pixels inside, two pixels of black rim around them
-    line = mask & ~ndimage.binary_erosion(mask, iterations=2)
-    return line, ndimage.binary_dilation(line, iterations=2) & ~line
+def _outline(mask): # inside; and a black rim around it
+    width = max(1, round(max(mask.shape)/350))
+    line = mask & ~ndimage.binary_erosion(mask, iterations=width)
+    return line, ndimage.binary_dilation(line, iterations=width) & ~line
 
 # %% ../nbs/33_drafts.ipynb #draft-strip
-def _strip(lines, width, size=15): # (h,width,3) uint8: words on black; lines: (text, colour)
+def _strip(lines, width): # (h,width,3) uint8: words on black; lines: (text, colour)
+    size = max(13, width//40)
     font = ImageFont.load_default(size)
     fit = max(8, int((width - 12)/font.getlength('n')))
     rows = [(part, colour) for text, colour in lines for part in textwrap.wrap(text, fit)]
@@ -365,8 +367,9 @@ def _strip(lines, width, size=15): # (h,width,3) uint8: words on black; lines: (
 def _number(rgb, line, n, colour): # write n beside the top of an outline
     if not line.any(): return rgb
     im, y = Image.fromarray(rgb), int(np.flatnonzero(line.any(1))[0])
-    at = (min(int(np.flatnonzero(line[y])[0]), im.width - 20), max(0, y - 24))
-    ImageDraw.Draw(im).text(at, str(n), colour, ImageFont.load_default(20), stroke_width=2, stroke_fill='black')
+    size = max(13, im.width//36)
+    at = (min(int(np.flatnonzero(line[y])[0]), im.width - size), max(0, y - size - 6))
+    ImageDraw.Draw(im).text(at, str(n), colour, ImageFont.load_default(size), stroke_width=2, stroke_fill='black')
     return np.asarray(im).copy()
 
 # %% ../nbs/33_drafts.ipynb #draft-legend
@@ -421,7 +424,8 @@ p{margin:.2rem 0}a{color:var(--blue);text-decoration:none}a:hover{text-decoratio
 .soft,.cite{color:var(--soft);font-size:.85rem}figure{margin:1rem 0}img{max-width:100%;border-radius:.4rem}
 table{border-collapse:collapse;width:100%;font-size:.92rem}td,th{text-align:left;padding:.3rem .6rem .3rem 0;
 border-bottom:1px solid var(--line);vertical-align:top}meter{width:5rem;vertical-align:middle}
-.warn{background:var(--warnbg);color:var(--warn);border-radius:.4rem;padding:.3rem .8rem;margin:.4rem 0}
+.warn{background:var(--warnbg);color:var(--warn);border-radius:.4rem;padding:.3rem .8rem;margin:.6rem 0}
+.warn h2{margin:0}
 li{margin:.25rem 0;overflow-wrap:anywhere}li:target{background:var(--warnbg)}details{margin:.6rem 0}
 @media(max-width:50rem){main{display:block}}"""
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
