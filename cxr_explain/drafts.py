@@ -65,7 +65,8 @@ def _followed(sick): # with an earlier film
     rows = (*sick.table.rows[:3], Row(new, .91, ('I:pleural_effusion', 'P1')))
     table = replace(sick.table, rows=rows, sources=sick.table.sources | {'P1': earlier}, prior='phantom-00031')
     first = Sentence('New small right pleural effusion.', 'findings', (new,), ('P1',))
-    return Report(table, (first, *sick.sentences[1:]), (), 'decoder', 'tiny decoder', 'scratch')
+    last = replace(sick.sentences[-1], by='template')
+    return Report(table, (first, *sick.sentences[1:-1], last), (), 'decoder', 'tiny decoder', 'scratch')
 
 def _astray(sick): # a writer who says something else than the evidence
     calm = Sentence('No acute abnormality.', 'impression', (Finding('No Finding'),))
@@ -134,6 +135,7 @@ def written_by(report:Report) -> str:
     return plain(f'{report.generator}: {report.model}, weights {report.weights}')
 
 def _cite(ids): return f' [{", ".join(ids)}]' if ids else ''
+def _by(s): return f' (by {plain(s.by)})' if s.by else '' # a sentence of another writer
 def _titled(title, lines): return [f'{title}:', *(f'  {line}' for line in lines or ['none']), '']
 
 # %% ../nbs/35_drafts.ipynb #draft-text-rows
@@ -152,7 +154,7 @@ def report_text(report:Report) -> str:
     "The draft as plain text with its confidence, conflicts and evidence."
     lines = [DRAFT, f'Film {plain(report.table.image_id)}. Written by {written_by(report)}.', '']
     for name, text in sections(report).items():
-        said = [plain(s.text) + _cite(s.evidence) for s in report.sentences if s.section == name]
+        said = [plain(s.text) + _cite(s.evidence) + _by(s) for s in report.sentences if s.section == name]
         lines += _titled(name.upper(), said or [text])
     lines += _titled('PROBABILITY THAT IT IS THERE', [_row_line(r) for r in ranked(report.table)])
     lines += _titled('CONFLICTS', conflicts(report)) + _titled('LEFT OUT', _dropped(report))
@@ -274,7 +276,7 @@ _FINDING = dict(label=_word(*LABELS), status=_word(*STATUSES) | dict(type='integ
                 zone=_word(*ZONES), severity=_word(*SEVERITIES), change=_word(*CHANGES))
 _DETAILS = ('side', 'zone', 'severity', 'change')
 _SAID = dict(text=_FILLED, section=_word('findings', 'impression'), claims=_list(_object(_DETAILS, **_FINDING)),
-             evidence=_IDS)
+             evidence=_IDS, by=_TEXT)
 
 # %% ../nbs/35_drafts.ipynb #draft-schema
 _P = dict(type='number', minimum=0, maximum=1)
@@ -442,7 +444,7 @@ def _links(report, ids): # each to its entry in the list of evidence
 
 def _section_html(report, name, text):
     said = [s for s in report.sentences if s.section == name]
-    lines = [el('p', s.text, ' ', el('span', _links(report, s.evidence), class_='cite')) for s in said]
+    lines = [el('p', s.text, ' ', el('span', _links(report, s.evidence), _by(s), class_='cite')) for s in said]
     return _all([el('h2', name.capitalize()), *(lines or [el('p', text)])])
 
 # %% ../nbs/35_drafts.ipynb #draft-html-table
