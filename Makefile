@@ -28,7 +28,7 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@echo "== environment in $(VENV): installing the tested versions (minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "Python cannot make an environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev,dicom,site]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev,dicom,site,export]'
 	@touch $@
 
 reproduce: $(READY) ## run all chapters that are not up to date, at PROFILE=phantom

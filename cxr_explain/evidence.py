@@ -28,6 +28,7 @@ from .comparison import difference
 from .config import Run
 from .findings import LABELS, PARENTS, Finding, ancestors, describe, label_columns, slug
 from .images import fit, to_uint8
+from .knowledge import load_cards
 from .metrics import auroc, enough, few_positives, interval, macro, ratio
 from .reports import clean_report, label_report, report_findings, split_sentences
 from .retrieval import Space, ask, choose_weights, evidence, load_space, open_cases, own_prior, rerank
@@ -408,6 +409,7 @@ def load_reporter(run:Run) -> Reporter:
     "Models and memory of a run, ready to write. Raises `MissingArtefact`, `StaleArtefact`."
     r = open_reporter(run)
     r.fitted = run.load('models/reporter.json')
+    r.cards = {c.label: Source(f'K:{c.id}', c.definition, c.id) for c in load_cards().values() if c.label}
     return r
 
 # %% ../nbs/32_evidence.ipynb #ev-table

@@ -5,8 +5,8 @@ __all__ = ['NOUNS', 'AMOUNTS', 'PLACES', 'CHANGED', 'DETAILS', 'FRAME', 'READING
            'Sentence', 'Report', 'bare', 'report_record', 'read_record', 'phrase', 'plain_sentence', 'claims_of',
            'agrees', 'states_only', 'own_sentence', 'frame_only', 'sentence_bank', 'save_bank', 'load_bank',
            'worth_saying', 'denials', 'is_clear', 'cite', 'find_row', 'Template', 'short_sentence', 'supports',
-           'is_supported', 'fault', 'verify', 'unsaid', 'write_report', 'tidy', 'chat_messages', 'read_chat',
-           'ChatWriter', 'write_all', 'share', 'faults']
+           'is_supported', 'fault', 'verify', 'unsaid', 'write_report', 'tidy', 'DecoderWriter', 'VlmWriter',
+           'chat_messages', 'read_chat', 'ChatWriter', 'write_all', 'share', 'faults']
 
 # %% ../nbs/33_generation.ipynb #gen-imports
 import json
@@ -22,12 +22,13 @@ import numpy as np
 import pandas as pd
 
 from .config import Run
+from .decoder import load_decoder, write_sentences
 from .evidence import EvidenceTable, Row, Source, observations, says
 from .findings import SEVERITIES, SIDES, ZONES, Finding, ancestors, describe
 from .metrics import interval, ratio
 from .reports import report_findings, split_sentences
 from .towers import drop_priors
-
+from .vlm import describe_images, load_vlm
 
 # %% ../nbs/33_generation.ipynb #gen-report
 @dataclass(frozen=True)
@@ -283,10 +284,11 @@ def unsaid(table:EvidenceTable, kept) -> list: # of `Row`
     return [x for x in worth_saying(table) if not any(agrees(c, x.finding) for c in said)]
 
 def write_report(table:EvidenceTable, generator, img=None, # (H,W) float32 in [0,1], for generators that look
-                 fallback:Template|None=None               # says what a free generator leaves out
+                 fallback:Template|None=None,              # says what a free generator leaves out
+                 drafts=None                               # of the generator, if it was asked already
                 ) -> Report:
     "Draft, verify, repair once, verify again."
-    kept, dropped = verify(table, generator.draft(table, img))
+    kept, dropped = verify(table, generator.draft(table, img) if drafts is None else drafts)
     if generator.free and (missing := unsaid(table, kept)):
         again, lost = verify(table, generator.draft(table, img, only=missing))
         kept, dropped = kept + again, dropped + lost
@@ -298,10 +300,45 @@ def write_report(table:EvidenceTable, generator, img=None, # (H,W) float32 in [0
         kept += tuple(replace(s, by=fallback.name) for s in verify(table, short)[0])
     return Report(table, kept, dropped, generator.name, generator.model, generator.weights)
 
-# %% ../nbs/33_generation.ipynb #gen-tidy
+# %% ../nbs/33_generation.ipynb #gen-decoder
 def tidy(text:str) -> str:
+    "A sentence as people write it."
     text = ' '.join(text.split())
     return text[:1].upper() + text[1:].rstrip(' .') + '.' if text else ''
+
+@dataclass(frozen=True)
+class DecoderWriter:
+    "One sentence a row by the small decoder, many tables at once."
+    decoder:object # of `load_decoder`
+    name:str = 'decoder'
+    model:str = 'decoder'
+    weights:str = 'scratch'
+    free:bool = True
+
+    def draft_many(self, tables, imgs=None) -> list: # lists of `Sentence`
+        asked = [[x.finding] for t in tables for x in worth_saying(t) + denials(t)]
+        said = iter(write_sentences(self.decoder, asked) if asked else [])
+        return [[cite(t, tidy(next(said))) for _ in worth_saying(t) + denials(t)] for t in tables]
+
+    def draft(self, table:EvidenceTable, img=None, only=None) -> list: # of `Sentence`
+        return [] if only is not None else self.draft_many([table])[0] # asked again, it says the same again
+
+@dataclass(frozen=True)
+class VlmWriter:
+    "What a vision-language model says of the picture, which is all that it is given."
+    vlm:object # of `load_vlm`
+    name:str = 'vlm'
+    model:str = 'vlm'
+    weights:str = 'scratch'
+    free:bool = True
+
+    def draft_many(self, tables, imgs) -> list: # lists of `Sentence`; imgs: (N,H,W) float32 in [0,1]
+        said = describe_images(self.vlm, imgs)
+        return [[cite(t, tidy(s[a:b])) for a, b in split_sentences(s)] for t, s in zip(tables, said)]
+
+    def draft(self, table:EvidenceTable, img, only=None) -> list: # of `Sentence`
+        if img is None: raise ValueError('the vlm looks at the picture: give img')
+        return [] if only is not None else self.draft_many([table], img[None])[0]
 
 # %% ../nbs/33_generation.ipynb #gen-chat-prompt
 CHAT_SCHEMA = dict(type='object', additionalProperties=False, required=['findings', 'impression'], properties={
@@ -324,9 +361,9 @@ def chat_messages(table:EvidenceTable, only=None) -> list: # of dicts role, cont
 
 def read_chat(answer:str) -> list: # of (section, text, evidence)
     "Parse and check; raises `ValueError` for any other shape."
-    from jsonschema import ValidationError, validate
-    try: d = json.loads(answer); validate(d, CHAT_SCHEMA)
-    except (json.JSONDecodeError, ValidationError) as e: raise ValueError(f'no report in JSON: {str(e)[:120]}') from e
+    from fastjsonschema import JsonSchemaValueException, validate
+    try: d = json.loads(answer); validate(CHAT_SCHEMA, d)
+    except (json.JSONDecodeError, JsonSchemaValueException) as e: raise ValueError(f'no report in JSON: {str(e)[:120]}') from e
     return [(section, s['text'], tuple(s['evidence'])) for section in ('findings', 'impression') for s in d[section]]
 
 # %% ../nbs/33_generation.ipynb #gen-chat
@@ -370,10 +407,12 @@ class ChatWriter:
                 raise ValueError(f'{self.model} at {self.url} did not give a report: {e}') from e
 
 # %% ../nbs/33_generation.ipynb #gen-all
-def write_all(run:Run, name:str, tables, writer, imgs=None, fallback=None) -> list: # of `Report`
+def write_all(run:Run, name:str, tables, writer, imgs=None, # (N,H,W) float32 in [0,1]
+              fallback:Template|None=None) -> list: # of `Report`
     "Reports of many tables, kept as `reports/<name>.jsonl`."
-    imgs = [None]*len(tables) if imgs is None else imgs
-    made = [write_report(t, writer, img, fallback) for t, img in zip(tables, imgs)]
+    many = getattr(writer, 'draft_many', lambda tables, imgs: [writer.draft(t) for t in tables])
+    drafts = many(tables, imgs)
+    made = [write_report(t, writer, None, fallback, d) for t, d in zip(tables, drafts)]
     run.save(f'reports/{name}.jsonl', [report_record(x) for x in made], writer.weights)
     return made
 
