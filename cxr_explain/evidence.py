@@ -26,14 +26,14 @@ from .clip import one_each
 from .cnn import build_cnn, class_maps
 from .comparison import difference
 from .config import Run
-from .findings import LABELS, PARENTS, Finding, ancestors, describe, label_columns, slug
+from .findings import LABELS, Finding, ancestors, describe, slug
 from .images import fit, to_uint8
 from .knowledge import load_cards
 from .metrics import auroc, enough, few_positives, interval, macro, ratio
 from .reports import clean_report, label_report, report_findings, split_sentences
 from .retrieval import Space, ask, choose_weights, evidence, load_space, open_cases, own_prior, rerank
 from .scores import record_table
-from .towers import drop_priors, embed_images, load_clip
+from .towers import embed_images, load_clip
 from .train import as_input, load_model
 
 # %% ../nbs/32_evidence.ipynb #ev-source
@@ -153,8 +153,8 @@ def films(r:Reporter, rows:pd.DataFrame # of the manifest
     both = pd.concat([rows, more]).drop_duplicates('image_id')
     z, maps, emb = look(r, Cache(r.run.check('pixels'))[both.row.to_numpy(int)])
     def film(i, row, **more):
-        about = row.indication if isinstance(row.indication, str) else ''
-        return Film(row.image_id, row.patient_id, z[i], expit(z[i]/r.temperature), emb[i], maps[i], row.view, about, **more)
+        p, why = expit(z[i]/r.temperature), row.indication if isinstance(row.indication, str) else ''
+        return Film(row.image_id, row.patient_id, z[i], p, emb[i], maps[i], row.view, why, **more)
     at = {name: i for i, name in enumerate(both.image_id)}
     made = {i: film(at[p.image_id], p, report=full_text(p)) for i, p in priors.items() if p is not None}
     return [film(at[row.image_id], row, prior=made.get(row.image_id)) for row in rows.itertuples()]
@@ -172,8 +172,9 @@ WORDS = ('side', 'zone', 'severity')
 
 def said_positive(texts) -> pd.DataFrame: # columns film, label (number), side, zone, severity, change
     "The first positive statement about each label in each report."
+    stated = [(i, f) for i, text in enumerate(texts) for f in report_findings(text) if f.status == 1]
     found = [dict(film=i, label=LABELS.index(f.label), side=f.side, zone=f.zone, severity=f.severity, change=f.change)
-             for i, text in enumerate(texts) for f in report_findings(text) if f.status == 1 and f.label != 'No Finding']
+             for i, f in stated if f.label != 'No Finding']
     columns = ['film', 'label', *WORDS, 'change']
     return pd.DataFrame(found, columns=columns).drop_duplicates(['film', 'label']).reset_index(drop=True)
 
@@ -254,13 +255,14 @@ def find_cases(r:Reporter, film:Film, k:int=K) -> np.ndarray: # (k,) positions i
     return rerank(at[None], e, r.fitted['weights'])[0][:k]
 
 ORDER = re.compile(r'\b(ignore|disregard|forget|override|instructions?|prompts?|system|assistants?|you|please|must|'
-                   r'respond|output|(report|write|say|state|print|answer) (that|a|an|the|only|no)|https?|[<{][^ ])', re.I)
+                   r'respond|output|(report|write|say|state|print) (that|a|an|the|only|no)|https?|[<{][^ ])', re.I)
 
 @lru_cache(maxsize=8192)
 def observations(text:str) -> tuple: # of (sentence, its `Finding`s)
     "The sentences of a report that state something, without those that give orders."
     found = [text[a:b].strip() for a, b in split_sentences(text)]
-    stated = [(s, tuple(f for f in report_findings(s) if f.label != 'No Finding')) for s in found if not ORDER.search(s)]
+    read = [(s, report_findings(s)) for s in found if not ORDER.search(s)]
+    stated = [(s, tuple(f for f in claims if f.label != 'No Finding')) for s, claims in read]
     return tuple((s, claims) for s, claims in stated if claims)
 
 # %% ../nbs/32_evidence.ipynb #ev-vote
@@ -318,9 +320,9 @@ def disagreement(r:Reporter, film:Film, at) -> list: # 14 notes, '' where pictur
     "Where one says yes and the other no."
     n, share, alone = len(at), r.y[np.asarray(at, int)].sum(0), states(film.p)
     def note(j):
-        if n >= 3 and alone[j] == 1 and not share[j]: return f'the picture shows it, none of {n} similar films has it'
+        if n >= 3 and alone[j] == 1 and not share[j]: return f'seen in the picture, in none of {n} similar films'
         if n >= 3 and alone[j] == 0 and share[j] >= .6*n:
-            return f'{share[j]} of {n} similar films have it, the picture does not show it'
+            return f'in {share[j]} of {n} similar films, not seen in the picture'
         return ''
     return [note(j) for j in range(len(LABELS))]
 
@@ -416,7 +418,8 @@ def load_reporter(run:Run) -> Reporter:
 def _quotes(r, at, prior): # (id, text, origin, claims) of all sentences that may be cited
     found = [(f'C{n}.{m}', s, r.space.rows.image_id[i], claims) for n, i in enumerate(at, 1)
              for m, (s, claims) in enumerate(observations(r.report(i)), 1)]
-    if prior: found += [(f'P{m}', s, prior.image_id, claims) for m, (s, claims) in enumerate(observations(prior.report), 1)]
+    own = enumerate(observations(prior.report), 1) if prior else ()
+    found += [(f'P{m}', s, prior.image_id, claims) for m, (s, claims) in own]
     return [Source(*q) for q in found]
 
 def says(claims, f:Finding) -> bool:

@@ -95,7 +95,8 @@ NOUNS = {'Cardiomegaly': 'cardiomegaly', 'Enlarged Cardiomediastinum': 'mediasti
          'Pleural Other': 'pleural thickening', 'Fracture': 'a fracture', 'Support Devices': 'a support device'}
 _DEGREE = dict(trace='minimal', mild='mild', moderate='moderate', severe='severe')
 _AMOUNT = dict(trace='tiny', mild='small', moderate='moderate', severe='large')
-_SHIFT = dict(trace='hairline', mild='minimally displaced', moderate='moderately displaced', severe='severely displaced')
+_SHIFT = dict(trace='hairline') | {s: f'{how} displaced' for s, how in dict(
+    mild='minimally', moderate='moderately', severe='severely').items()}
 AMOUNTS = dict.fromkeys(('Pneumothorax', 'Pleural Effusion', 'Lung Lesion'), _AMOUNT) | {'Fracture': _SHIFT}
 PLACES = dict(upper='upper zone', mid='mid zone', lower='lower zone')
 CHANGED = dict(new='new', worse='worsening', better='improving', unchanged='unchanged')
@@ -146,15 +147,15 @@ def own_sentence(f:Finding) -> str:
     raise ValueError(f'{describe(f)} cannot be said so that the labeler understands it; mend NOUNS')
 
 # %% ../nbs/33_generation.ipynb #gen-bank
-_FRAME = """a an and are at base bases be cannot definite demonstrated enlarged evidence excluded finding findings
-    for heart identified in is it left likely lobe lung lungs may no not noted observed of on or possible possibly present
+_FRAME = """a an and are at base bases be cannot definite demonstrated enlarged evidence excluded finding findings for
+    heart identified in is it left likely lobe lung lungs may no not noted observed of on or possible possibly present
     probable probably right seen shows side size sided study the there visible was without zone"""
 FRAME = frozenset(_FRAME.split())
 
 def frame_only(text:str) -> bool:
     "Whether a sentence holds no word but those of `own_sentence` and those that frame one."
-    own = ' '.join([*NOUNS.values(), *PLACES.values(), *(w for t in (_DEGREE, _AMOUNT, _SHIFT) for w in t.values()), *SIDES,
-                    *ZONES])
+    sizes = [w for scale in (_DEGREE, _AMOUNT, _SHIFT) for w in scale.values()]
+    own = ' '.join([*NOUNS.values(), *PLACES.values(), *SIDES, *ZONES, *sizes])
     return set(re.findall(r'[a-z]+', text.lower())) <= FRAME | set(own.split())
 
 def sentence_bank(texts, least:int=2) -> dict: # reports -> Finding: sentence
@@ -235,8 +236,8 @@ class Template:
         absent = [phrase(Finding(x.finding.label, 0)) for x in denials(table)]
         if len(absent) > 1: made.append(cite(table, f'No {", ".join(absent[:-1])} or {absent[-1]}.'))
         elif absent: made.append(cite(table, f'No {absent[0]}.'))
-        short = [cite(table, short_sentence(x.finding), 'impression') for x in rows if x.finding.label != 'Support Devices']
-        return made + ([cite(table, CLEAR, 'impression')] if is_clear(table) else []) + short
+        short = [short_sentence(x.finding) for x in rows if x.finding.label != 'Support Devices']
+        return made + [cite(table, t, 'impression') for t in [CLEAR]*is_clear(table) + short]
 
 def short_sentence(f:Finding) -> str:
     "For the impression: without 'there is'."
@@ -246,7 +247,8 @@ def short_sentence(f:Finding) -> str:
 # %% ../nbs/33_generation.ipynb #gen-verify
 def supports(s:Source, claim:Finding) -> bool:
     "Whether a source states a claim, or a child of it."
-    kin = [claim] + [replace(claim, label=c.label) for c in s.claims if claim.label in ancestors(c.label) and claim.status]
+    children = [c.label for c in s.claims if claim.status and claim.label in ancestors(c.label)]
+    kin = [claim] + [replace(claim, label=label) for label in children]
     return any(says(s.claims, k) for k in kin) or (bool(claim.change) and s.kind == 'prior')
 
 def is_supported(table:EvidenceTable, claim:Finding, cited) -> bool: # cited: of `Source`
@@ -363,7 +365,8 @@ def read_chat(answer:str) -> list: # of (section, text, evidence)
     "Parse and check; raises `ValueError` for any other shape."
     from fastjsonschema import JsonSchemaValueException, validate
     try: d = json.loads(answer); validate(CHAT_SCHEMA, d)
-    except (json.JSONDecodeError, JsonSchemaValueException) as e: raise ValueError(f'no report in JSON: {str(e)[:120]}') from e
+    except (json.JSONDecodeError, JsonSchemaValueException) as e:
+        raise ValueError(f'no report in JSON: {str(e)[:120]}') from e
     return [(section, s['text'], tuple(s['evidence'])) for section in ('findings', 'impression') for s in d[section]]
 
 # %% ../nbs/33_generation.ipynb #gen-chat
@@ -390,7 +393,7 @@ class ChatWriter:
     def __post_init__(self):
         host = urllib.parse.urlsplit(self.url).hostname
         if not self.remote and host not in ('localhost', '127.0.0.1', '::1'):
-            raise ValueError(f'{self.url} is another machine; reports would be sent there. If that is allowed: remote=True')
+            raise ValueError(f'{self.url} is another machine; if reports may be sent there, say remote=True')
 
     def draft(self, table:EvidenceTable, img=None, only=None) -> list: # of `Sentence`
         "Raises `ConnectionError` if the server does not answer, `ValueError` if it does not answer in the asked form."
@@ -403,7 +406,7 @@ class ChatWriter:
                 return [Sentence(tidy(t), section, claims_of(tidy(t)), e) for section, t, e in said if t.strip()]
             except (OSError, ValueError, KeyError, IndexError, TypeError) as e:
                 if left: continue
-                if isinstance(e, OSError): raise ConnectionError(f'{self.url} does not answer: {e}; is it running?') from e
+                if isinstance(e, OSError): raise ConnectionError(f'{self.url} does not answer ({e}); start it') from e
                 raise ValueError(f'{self.model} at {self.url} did not give a report: {e}') from e
 
 # %% ../nbs/33_generation.ipynb #gen-all

@@ -231,16 +231,16 @@ PROBES, REFINE = 128, 15 # see the chapter's section on approximate search
 
 @patch
 def _ranked(self:Index, query, column, n): # ids, rows, scores in order: score, then id
-    limit = n + 1
-    while True:
-        found = query().limit(limit).with_row_id(True).select(['id', column]).to_arrow()
+    limit, shown = n + 1, ['id', 'text', *self.fields]
+    while True: # all columns at once: a second trip for them would take as long as the first
+        found = query().limit(limit).select([*shown, column]).to_arrow()
         score = found[column].to_numpy().astype(np.float64)
         if column == '_distance': score = 1 - score/2 # squared distance of unit vectors -> cosine
         order = np.lexsort((np.asarray(found['id'].to_pylist(), str), -score))
         if len(order) < limit or score[order[n - 1]] > score[order[-1]]: break
         limit *= 4
-    order = order[:n]
-    return [(found['id'][i].as_py(), found['_rowid'][i].as_py(), score[i]) for i in order.tolist()]
+    rows = found.take(order[:n]).select(shown).to_pylist()
+    return [(r['id'], r, s) for r, s in zip(rows, score[order[:n]])]
 
 @patch
 def _by_vector(self:Index, emb, clause, n, exact, probes, refine):
@@ -283,9 +283,7 @@ def _clause(self:Index, where, unless, patient):
 
 @patch
 def _answer(self:Index, found, scores): # found: id -> row; scores: column -> {id: value}; a table in their order
-    rows = self.table.take_row_ids(list(found.values())).select(['id', 'text', *self.fields]).to_arrow().to_pylist()
-    rows = {r['id']: r for r in rows}
-    table = pd.DataFrame([rows[i] for i in found], columns=['id', 'text', *self.fields])
+    table = pd.DataFrame(list(found.values()), columns=['id', 'text', *self.fields])
     for k, (column, values) in enumerate(scores.items()):
         table.insert(1 + k, column, np.array([values.get(i, np.nan) for i in found], float))
     table.insert(0, 'rank', np.arange(1, len(table) + 1))
