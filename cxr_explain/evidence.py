@@ -148,6 +148,7 @@ def films(r:Reporter, rows:pd.DataFrame # of the manifest
          ) -> list: # of `Film`, each with its prior if there is one
     "Films of a run's manifest with all that may be known of them: never their own report."
     every = frontal_rows(r.run)
+    every = every[every.patient_id.isin(rows.patient_id)]
     priors = {i: own_prior(every, i) for i in rows.image_id}
     more = pd.DataFrame([p for p in priors.values() if p is not None], columns=every.columns)
     both = pd.concat([rows, more]).drop_duplicates('image_id')
