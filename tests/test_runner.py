@@ -50,6 +50,16 @@ def test_failure_names_chapter_cell_line_error_and_notebook(toy):
     assert re.search(r'1/2 fine +up to date', text)
 
 
+def test_a_chapter_without_data_is_left_out_and_the_next_one_comes(toy):
+    toy.chapter(0, 'lacks', 'class NothingToRead(RuntimeError): pass\n'
+                'run.record("reports", None, reason="none"); run.finish(); raise NothingToRead("no film has a report")')
+    toy.chapter(1, 'next')
+    text, status = toy.call('reproduce', '--profile', 'smoke')
+    assert status == 0 and 'left out: no film has a report' in text and re.search(r'2/2 next +done', text)
+    text, status = toy.call('reproduce', '--profile', 'smoke')
+    assert status == 0 and text.count('up to date') == 2
+
+
 def test_second_run_in_the_same_folder_is_refused(toy):
     toy.chapter(0, 'first')
     with runner.locked(toy.runs/'smoke'):
