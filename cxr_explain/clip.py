@@ -130,7 +130,7 @@ class Settings:
 
 # %% ../nbs/25_clip.ipynb #b6ebe7b9
 _USUAL = Settings(section='impression', length=48, text_width=96,
-                  recipe=Recipe(epochs=6, batch=32, optimizer='muon', lr=1e-3, wd=.1, patience=99))
+                  recipe=Recipe(epochs=3, batch=32, optimizer='muon', lr=1e-3, wd=.1, patience=99))
 _TINY = Settings(embed=32, text_width=32, text_layers=1, length=64, vocab=512,
                  recipe=Recipe(epochs=4, batch=30, lr=3e-3, wd=.1))
 SETTINGS = dict(
@@ -141,7 +141,7 @@ SETTINGS = dict(
                  recipe=Recipe(epochs=20, batch=256, lr=1e-3, wd=.1, precision='bf16', workers=12)),
     mimic=Settings(name='ViT-B-32', weights='openai', length=77,
                    recipe=Recipe(epochs=10, batch=512, lr=2e-5, wd=.1, precision='bf16', workers=12)))
-_LONGER = dict(smoke=4, phantom=12, real=12, gpu=40, mimic=30) # epochs without labels
+_LONGER = dict(smoke=4, phantom=6, real=6, gpu=40, mimic=30) # epochs without labels
 
 def get_settings(run:Run, name:str='clip', # or 'clip_label_free'
                  **changes) -> Settings:
