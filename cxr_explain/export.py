@@ -4,7 +4,8 @@
 __all__ = ['LOINC', 'ICD', 'RAD', 'VALUES', 'FILMS', 'FHIR_CODES', 'VERSIONS', 'STATES', 'BRIEF', 'FORMATS', 'stable_id',
            'stated_rows', 'suggested_codes', 'study_uid', 'fhir_bundle', 'InvalidBundle', 'needs', 'open_bundle',
            'dicom_uid', 'has_no_text', 'dicom_overlay', 'open_overlay', 'dicom_film', 'outlines', 'dicom_outlines',
-           'dicom_findings', 'file_stem', 'save_report', 'open_draft', 'open_files']
+           'dicom_findings', 'file_stem', 'save_report', 'open_draft', 'open_files', 'open_run', 'make_writer',
+           'film_id', 'film_view', 'read_film', 'map_regions', 'draft_image', 'report_image']
 
 # %% ../nbs/37_export.ipynb #exp-imports
 import base64
@@ -20,13 +21,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import atomic_path
+from .config import PROFILES, MissingArtefact, Run, atomic_path, get_profile
+from .decoder import load_decoder
 from .drafts import (
     DRAFT, draw_overlay, hot_region, plain, ranked, report_html, report_json, report_text, sections, validate_report)
-from .evidence import EvidenceTable, Row
-from .findings import ICD10, ICD10_FORMAT, RADLEX, STATUSES, Finding, ancestors, suggest_code
-from .generation import Report, Sentence, read_record, report_record
-from .images import check_image, longest_text, to_uint8
+from .evidence import EvidenceTable, Film, Reporter, Row, load_reporter, make_table, see
+from .findings import ICD10, ICD10_FORMAT, LABELS, RADLEX, STATUSES, Finding, ancestors, slug, suggest_code
+from cxr_explain.generation import (
+    ChatWriter, DecoderWriter, Report, Sentence, Template, VlmWriter, load_bank, read_record, report_record,
+    write_report)
+from .images import check_image, fit, longest_text, open_dicom, place, read_image, resize, sniff, to_uint8
+from .runner import environment, find_run, read_json
+from .vlm import load_vlm
 
 # %% ../nbs/37_export.ipynb #exp-fhir-codes
 LOINC, ICD, RAD = 'http://loinc.org', 'http://hl7.org/fhir/sid/icd-10-cm', 'http://radlex.org'
@@ -410,3 +416,88 @@ def open_files(paths:dict): # format -> path, of `save_report`
         elif f == 'dicom': open_overlay(path)
         elif (text := Path(path).read_text(encoding='utf-8')).count(DRAFT) < 2:
             raise ValueError(f'{path}: the notice stands {text.count(DRAFT)} times; a draft begins and ends with it')
+
+# %% ../nbs/37_export.ipynb #exp-film-run
+def open_run(name:str # of a run, or its folder
+            ) -> Run:
+    "A finished run, to be read only; raises `FileNotFoundError`, or `ValueError` for an unknown profile."
+    folder = find_run(name).absolute()
+    signed, results = folder/'models'/'reporter.json.meta.json', folder/'results'/'evidence.json'
+    if not (signed.is_file() and results.is_file()):
+        raise MissingArtefact(f'{folder} cannot write reports yet; make it whole with: cxr-explain reproduce')
+    key, seed = read_json(signed)['profile'], read_json(results)[0]['seed']
+    if not (found := [p for p in PROFILES if get_profile(p, seed=seed).key() == key]):
+        raise ValueError(f'{folder} was made at a profile that this version does not have; choose another run')
+    with environment(CXR_EXPLAIN_RUNS=str(folder.parent)): return Run('export', found[0], folder.name, seed=seed)
+
+# %% ../nbs/37_export.ipynb #exp-film-writer
+def make_writer(run:Run, name:str='template', # or 'decoder', 'vlm', 'chat'
+                url:str='', model:str='', remote:bool=False # for 'chat', see `ChatWriter`
+               ): # has `draft`
+    "Who words a report; raises `ValueError`, `MissingArtefact`, `StaleArtefact`."
+    if name == 'chat' and not (url and model):
+        raise ValueError('chat needs a server and a model, such as --url http://localhost:8080/v1 --model NAME')
+    makers = dict(template=lambda: Template(load_bank(run)), decoder=lambda: DecoderWriter(load_decoder(run)),
+                  vlm=lambda: VlmWriter(load_vlm(run)), chat=lambda: ChatWriter(url, model, remote=remote))
+    if name not in makers: raise ValueError(f'generator {name!r}; choose from {", ".join(makers)}')
+    return makers[name]()
+
+# %% ../nbs/37_export.ipynb #exp-film-read
+def film_id(img:np.ndarray) -> str: # (H,W) float32 in [0,1]
+    "A name made from the pixels only."
+    pixels = to_uint8(img)
+    return f'film-{hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]}'
+
+def film_view(path:str|Path) -> str: # 'PA', 'AP' or 'unknown'
+    "What a DICOM file says of its view; raises `ValueError` for one that is not frontal."
+    view = open_dicom(path).get('ViewPosition') if sniff(path) == 'dicom' else None
+    if not view: return 'unknown'
+    if view in ('PA', 'AP'): return view
+    raise ValueError(f'{path}: its ViewPosition is neither PA nor AP, and the models know frontal films only; '
+                     'if the file is wrong, say which it is with --view')
+
+def read_film(r:Reporter, path:str|Path, view:str='', **about # of `Film`
+             ) -> tuple: # (H,W) float32 in [0,1], `Film`
+    "A file as the models see it; raises a named `ImageError` or `ValueError`."
+    img = read_image(path)
+    return img, see(r, img, film_id(img), view=view or film_view(path), **about)
+
+# %% ../nbs/37_export.ipynb #exp-film-regions
+def map_regions(film:Film, table:EvidenceTable, shape:tuple, # of the whole picture
+                px:int # side of the square that the network saw
+               ) -> dict: # id of a source -> (rows, columns) bool, for `draw_overlay`
+    "Where the maps of the positive findings that cite them are hottest, the padding cut off."
+    p, found = place(*shape, px), {}
+    for x in table.of(1):
+        if (name := f'M:{slug(x.finding.label)}') not in x.evidence: continue
+        heat = film.maps[LABELS.index(x.finding.label)]
+        heat = resize((heat - heat.min())/max(np.ptp(heat), 1e-9), (px, px))
+        found[name] = hot_region(heat[p.top:p.top + p.rows, p.left:p.left + p.cols])
+    return found
+
+# %% ../nbs/37_export.ipynb #exp-film-draft
+def draft_image(r:Reporter, path:str|Path, # DICOM, PNG or JPEG of a frontal film
+                writer,                    # of `make_writer`
+                fallback:Template|None=None, # see `write_report`
+                view:str='',               # 'PA' or 'AP'; '': what a DICOM file says
+                indication:str='', prior:str|Path='', prior_report:str='' # the earlier film, and its report as text
+               ) -> tuple: # `Report`, (H,W) float32 in [0,1], regions for `draw_overlay`
+    "A film to a draft."
+    if prior_report and not prior: raise ValueError('a report of an earlier film needs that film, too: give prior')
+    before = read_film(r, prior, report=prior_report)[1] if prior else None
+    img, film = read_film(r, path, view, indication=indication, prior=before)
+    if before and before.image_id == film.image_id: raise ValueError(f'{prior} is the same picture as {path}')
+    table, px = make_table(r, film), r.run.profile.px
+    report = write_report(table, writer, fit(img, px)[0], fallback)
+    return report, img, map_regions(film, table, img.shape, px)
+
+def report_image(run:Run,            # of `open_run`
+                 path:str|Path, out:str|Path, # the film; a folder, which is made
+                 formats:tuple=tuple(FORMATS),
+                 generator:str='template', url:str='', model:str='', remote:bool=False, # of `make_writer`
+                 **about             # view, indication, prior, prior_report of `draft_image`
+                ) -> dict:           # format -> path
+    "A film to the files of a draft: the command `cxr-explain report`."
+    writer = make_writer(run, generator, url, model, remote)
+    report, img, regions = draft_image(load_reporter(run), path, writer, Template(load_bank(run)), **about)
+    return save_report(report, out, img, regions, formats)

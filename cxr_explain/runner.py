@@ -19,9 +19,9 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from cxr_explain.config import (
-    PROFILES, THREAD_VARIABLES, Profile, Run, atomic_path, check_run_name, code_cells, get_profile, is_fresh, repo_root,
-    runs_root)
+from .config import (
+    PROFILES, THREAD_VARIABLES, Profile, Run, StaleArtefact, atomic_path, check_run_name, code_cells, get_profile,
+    is_fresh, repo_root, runs_root)
 
 # %% ../nbs/01_runner.ipynb #8e25a136
 def find_root() -> Path:
@@ -367,6 +367,17 @@ def _data(a):
     print('\n'.join(lines) or f'no data set that is known lies in {a.folder} or two levels below')
     return 0 if lines and all(line.endswith('no file is missing') for line in lines) else 1
 
+# %% ../nbs/01_runner.ipynb #runner-report
+def _report(a):
+    export = _module('export'); run = export.open_run(a.run)
+    print(export.DRAFT)
+    if run.profile.source == 'phantom':
+        print(f'The models of run {run.name} have seen drawn films only: what they say of a real film means nothing.')
+    before = Path(a.prior_report).read_text(encoding='utf-8') if a.prior_report else ''
+    paths = export.report_image(run, a.image, a.out, a.format, a.generator, a.url, a.model, a.remote, view=a.view,
+                                indication=a.indication, prior=a.prior, prior_report=before)
+    print('\n'.join(f'written: {path}' for path in paths.values()))
+
 # %% ../nbs/01_runner.ipynb #74ce58e5
 _RUN = {'--run': dict(default='phantom', metavar='NAME', help='name or folder of a run (default: %(default)s)')}
 _PROFILE = {'--profile': dict(default='phantom', choices=PROFILES, help='how large a run, on which data')}
@@ -379,6 +390,22 @@ _REPRODUCE = _PROFILE | {
     '--force': dict(action='store_true', help='run what is up to date, too'),
     '--appendix': dict(action='store_true', help='run the appendix, too'),
     '--strict': dict(action='store_true', help='exit status 1 when a gate is not passed')}
+
+# %% ../nbs/01_runner.ipynb #runner-report-options
+_WRITTEN = ['text', 'html', 'json', 'fhir', 'dicom']
+_REPORT = {'image': dict(help='a frontal film: DICOM, PNG or JPEG')} | _RUN | {
+    '--out': dict(default='drafts', metavar='DIR', help='folder for the files (default: %(default)s)'),
+    '--view': dict(default='', choices=['PA', 'AP'], help='way of the beam (default: what a DICOM file says)'),
+    '--indication': dict(default='', metavar='TEXT', help='why the film was taken'),
+    '--prior': dict(default='', metavar='IMAGE', help="the patient's earlier film"),
+    '--prior-report': dict(default='', metavar='FILE', help='what was reported of it, as plain text'),
+    '--generator': dict(default='template', choices=['template', 'decoder', 'vlm', 'chat'],
+                        help='who words it (default: %(default)s)'),
+    '--url': dict(default='', help='of a chat server, such as http://localhost:8080/v1'),
+    '--model': dict(default='', metavar='NAME', help='that the chat server is asked for'),
+    '--remote': dict(action='store_true', help='the chat server may be another machine: findings are sent there'),
+    '--format': dict(default=_WRITTEN, choices=_WRITTEN, nargs='+', metavar='F',
+                     help=f'{", ".join(_WRITTEN)} (default: all)')}
 
 # %% ../nbs/01_runner.ipynb #7ee9ee14
 _FLAG = dict(action='store_true')
@@ -402,6 +429,7 @@ COMMANDS = dict(
         '--key-file': dict(required=True, help='file with a secret of 16 bytes or more, the same for a whole data set'),
         '--reviewed': _FLAG | dict(help='a person has looked: no text is burned into the pixels')}),
     label=(_label, 'label a radiology report with 14 findings', {'file': dict(help='a file; - is standard input')}),
+    report=(_report, 'draft a report of a film: research only, not for clinical use', _REPORT),
     data=(_data, 'which data sets lie in a folder and what they lack',
           {'what': dict(choices=['check']), 'folder': {}}))
 
@@ -422,7 +450,7 @@ def main(argv:list[str]|None=None): # default: the command line
     "The `cxr-explain` command; leaves through `SystemExit`."
     a = make_parser().parse_args(argv)
     try: status = a.call(a)
-    except (ValueError, OSError, ChapterError, ModuleNotFoundError) as e:
+    except (ValueError, OSError, ChapterError, StaleArtefact, ModuleNotFoundError) as e:
         if os.environ.get('CXR_EXPLAIN_DEBUG'): raise
         sys.exit(f'cxr-explain: {e}')
     except KeyboardInterrupt: sys.exit('\nstopped; call again to go on')
