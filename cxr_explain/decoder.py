@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .cnn import count_parameters, is_first
+from .comparison import gate
 from .config import Run, StaleArtefact, atomic_path, file_sha256, make_rng
 from .findings import CHANGES, LABELS, SEVERITIES, SIDES, STATUSES, ZONES, Finding, slug
 from .metrics import Estimate, interval, ratio
@@ -312,6 +313,9 @@ def score_decoder(run:Run, decoder:Decoder) -> pd.DataFrame: # asked facts, and 
         about = dict(n=len(own), patients=own.patient_id.nunique(), part='test', model='decoder', subset=subset)
         for (name, aspect), e in decoder_estimates(own, own.written).items() if len(own) else ():
             record_estimate(run, name, e, aspect=aspect, **about)
+            if (subset, name) == ('all', 'positive_recall'):
+                gate(run, 'decoder_positive_recall', e.value[0], *interval(e).ravel(), at_least=.9, required=False,
+                     need=100, n=int(pairs.facts.map(positives).map(bool).sum()), part='test')
     return pairs
 
 # %% ../nbs/30_decoder.ipynb #dec-main

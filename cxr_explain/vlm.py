@@ -26,13 +26,13 @@ from torch import nn
 from .baselines import frontal_rows, known_targets, score_targets
 from .cache import Cache
 from .cnn import MissingWeights, build_cnn, count_parameters, is_first
-from .comparison import difference
+from .comparison import difference, gate
 from .config import Run
 from .decoder import (
     Answers, answer_loss, check_kept, greedy, keep_pretrained, make_tokenizer, quiet, record_estimate,
     report_sentences, seed_weights)
 from .findings import LABELS, close_upward
-from .metrics import enough, few_positives, macro, ratio
+from .metrics import enough, few_positives, interval, macro, ratio
 from .reports import label_report
 from .towers import build_trunk, choose_text, cnn_config
 from .train import Fit, Recipe, fit, load_model
@@ -256,11 +256,12 @@ def load_eyes(file:Path, config:dict) -> Eyes: # eyes: arch, width; px
     eyes.load_state_dict(load_file(file))
     return eyes.eval().requires_grad_(False)
 
-def borrow_eyes(run:Run, name:str='cnn') -> Eyes:
+def borrow_eyes(run:Run, name:str='cnn') -> tuple[Eyes, str]: # the weights behind it: 'scratch', or their name
     "The trunk of a saved network, which will not train."
     net = load_model(run, name, build_cnn)
     net.reset_classifier(0)
-    return Eyes(net).eval().requires_grad_(False)
+    weights = json.loads((run.path(f'models/{name}')/'index.json').read_text(encoding='utf-8'))['weights']
+    return Eyes(net).eval().requires_grad_(False), weights
 
 # %% ../nbs/31_vlm.ipynb #vlm-lora
 LANGUAGE = (r'.*language_model\.(?:.*\.)?layers\.\d+\.(?:self_attn|conv|feed_forward|mlp)\.'
@@ -331,9 +332,9 @@ def feature_view(eyes:Eyes, imgs # (N,px,px) uint8, of the training part
 def build_vlm(run:Run, rows:pd.DataFrame, texts, s:Settings) -> Vlm: # films and texts of the training part
     "A model with a random language part; its eyes are borrowed, or it has to learn to see."
     tokenizer, px, pixels = chat_tokenizer(texts, s.vocab), run.profile.px, Cache(run.check('pixels'))
-    eyes = borrow_eyes(run, s.eyes) if s.eyes else None
+    eyes, weights = borrow_eyes(run, s.eyes) if s.eyes else (None, 'scratch')
     v = feature_view(eyes, pixels[rows.row.to_numpy()[:512]]) if s.eyes else View(px//32*32)
-    return Vlm(build_lfm2vl(tokenizer, v, s), build_processor(tokenizer, v), eyes, px)
+    return Vlm(build_lfm2vl(tokenizer, v, s), build_processor(tokenizer, v), eyes, px, weights)
 
 # %% ../nbs/31_vlm.ipynb #vlm-train
 def train_vlm(run:Run, s:Settings|None=None) -> Vlm|None: # None: too few films have a report
@@ -397,8 +398,9 @@ def score_texts(run:Run, texts:dict, # of `arms`
                 rows:pd.DataFrame, part:str='test'):
     "Record what all texts are worth, and whether the model's are better than swapped ones."
     about, few = dict(n=len(rows), patients=rows.patient_id.nunique(), part=part), few_positives(run.profile)
-    said = {name: said_labels(own) for name, own in texts.items()}
-    for against in known_targets(rows):
+    said, known = {name: said_labels(own) for name, own in texts.items()}, known_targets(rows)
+    main_one = 'truth' if 'truth' in known else 'label'
+    for against in known:
         y, micro = score_targets(rows, against), {}
         for name, claims in said.items():
             found = caption_estimates(y, claims, rows.patient_id, rows.weight, few)
@@ -408,6 +410,9 @@ def score_texts(run:Run, texts:dict, # of `arms`
         for other in ('swapped', 'frequency'):
             d = difference(micro['vlm'], micro[other], np.array_equal(said['vlm'], said[other]))
             record_estimate(run, 'label_f1_difference', d, model='vlm', other=other, against=against, **about)
+            if (other, against) == ('swapped', main_one):
+                gate(run, 'vlm_looks', d.value[0], *interval(d).ravel(), at_least=0., need=100, required=False,
+                     against=against, **about)
     for name, own in texts.items(): run.record('distinct_texts', len(set(own)), model=name, **about)
 
 # %% ../nbs/31_vlm.ipynb #vlm-main
