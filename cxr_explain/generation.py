@@ -339,8 +339,9 @@ class VlmWriter:
         return [[cite(t, tidy(s[a:b])) for a, b in split_sentences(s)] for t, s in zip(tables, said)]
 
     def draft(self, table:EvidenceTable, img, only=None) -> list: # of `Sentence`
+        if only is not None: return [] # the picture has not changed
         if img is None: raise ValueError('the vlm looks at the picture: give img')
-        return [] if only is not None else self.draft_many([table], img[None])[0]
+        return self.draft_many([table], img[None])[0]
 
 # %% ../nbs/33_generation.ipynb #gen-chat-prompt
 CHAT_SCHEMA = dict(type='object', additionalProperties=False, required=['findings', 'impression'], properties={
