@@ -15,7 +15,7 @@ from scipy import stats
 
 from .baselines import score_targets
 from .claims import (
-    as_table, body, decided, differences, label_f1, read_claims, score_facts, supports)
+    as_table, decided, differences, read_claims, score_facts, supports)
 from .config import Run, make_rng
 from .evidence import (
     K, POSSIBLE, WORDS, EvidenceTable, Film, Reporter, Row, Source, find_cases, make_table, observations, random_cases)
@@ -77,7 +77,8 @@ def quotes(r:Reporter, at) -> list: # of `Source`: all sentences of the cases th
 
 def usual_words(found, label:str, status:int) -> Finding: # found: of `Source`
     "The finding with the side, zone and severity that are stated most often."
-    said = Counter(tuple(getattr(c, w) for w in WORDS) for q in found for c in q.claims if c.label == label and c.status == 1)
+    claims = [c for q in found for c in q.claims if (c.label, c.status) == (label, 1)]
+    said = Counter(tuple(getattr(c, w) for w in WORDS) for c in claims)
     words = min(said, key=lambda w: (-said[w], str(w))) if said and status else ()
     return Finding(label, status, **dict(zip(WORDS, words)))
 
@@ -168,7 +169,7 @@ def risk_p(risk, n:int, alpha:float) -> np.ndarray: # empirical risks of n films
 
 def certified(losses, # (N,C) in [0,1] of the calibrate part; one column a candidate
               alpha:float, delta:float=.1) -> np.ndarray: # (C,) bool
-    "Candidates whose risk is at most alpha, all at once with probability 1 - delta. Raises `ValueError` for other losses."
+    "Candidates whose risk is at most alpha, all at once with probability 1 - delta; raises `ValueError`."
     losses = np.asarray(losses, float)
     if not ((losses >= 0) & (losses <= 1)).all(): raise ValueError('a loss is outside [0,1]; scale it')
     return risk_p(losses.mean(0), len(losses), alpha) <= delta/losses.shape[1]
