@@ -47,7 +47,7 @@ class Settings:
     vocab:int = 1024            # entries of the tokenizer at most
     eyes:str = 'cnn'            # a saved network whose features are looked at; '': raw pixels
     section:str = 'findings'    # text to write, see `choose_text`
-    recipe:Recipe = field(default_factory=lambda: _recipe(4))
+    recipe:Recipe = field(default_factory=lambda: _recipe(3))
 
 def _recipe(epochs, batch=32, lr=4e-3): return Recipe(epochs=epochs, batch=batch, lr=lr, wd=.1, optimizer='muon')
 
