@@ -187,6 +187,7 @@ class Muon(torch.optim.AdamW):
     def step(self, closure=None):
         for group in self.param_groups:
             for p in (p for p in group['params'] if group['matrices'] and p.grad is not None):
+                self.state[p].setdefault('step', torch.tensor(0.)) # AdamW asks for it when a state is loaded
                 mean = self.state[p].setdefault('mean', torch.zeros_like(p))
                 mean.lerp_(p.grad, .05)
                 move = orthogonal(p.grad.lerp(mean, .95).flatten(1)) # Nesterov: the mean as it will be
