@@ -36,7 +36,6 @@ from .train import Fit, Recipe, fit
 
 # %% ../nbs/30_decoder.ipynb #dec-plain
 _HEAD = re.compile(r'^\s*(?:[-*•]|\d{1,2}[.)])?\s*(?:[A-Z][A-Za-z,/& ]{2,40}:\s+)?')
-_GLUED = re.compile(r'(?<=[A-Za-z]\.)(?=(?:\d{1,2}[.)]|[-*•]) )') # 'normal.2. No' is the end of one item and the next
 
 def as_sentence(text:str) -> str: # '' if nothing is left
     "A sentence without list number and title, in ordinary case."
@@ -46,7 +45,6 @@ def as_sentence(text:str) -> str: # '' if nothing is left
 
 def report_sentences(text:str) -> list[str]: # in reading order
     "The tidied sentences of a cleaned report."
-    text = _GLUED.sub(' ', text)
     return [s for a, b in split_sentences(text) if (s := as_sentence(text[a:b]))]
 
 # %% ../nbs/30_decoder.ipynb #dec-stated

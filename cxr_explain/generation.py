@@ -70,7 +70,7 @@ def report_record(report:Report) -> dict: # for JSON
     sources = [dict(id=s.id, kind=s.kind, text=s.text, origin=s.origin, claims=[bare(f) for f in s.claims])
                for s in t.sources.values()]
     return dict(image_id=t.image_id, view=t.view, indication=t.indication, prior=t.prior, k=t.k, second=list(t.second),
-                generator=report.generator, model=report.model, weights=report.weights,
+                caution=t.caution, generator=report.generator, model=report.model, weights=report.weights,
                 sentences=[said(s) for s in report.sentences],
                 dropped=[said(s) | dict(reason=why) for s, why in report.dropped], rows=rows, sources=sources)
 
@@ -82,7 +82,7 @@ def read_record(d:dict) -> Report:
     rows = tuple(Row(Finding(**{k: v for k, v in r.items() if k not in own}), r['p'], tuple(r['evidence']), r['note'])
                  for r in d['rows'])
     sources = {s['id']: Source(s['id'], s['text'], s['origin'], claims(s['claims'])) for s in d['sources']}
-    about = {k: d[k] for k in ('image_id', 'view', 'indication', 'prior', 'k')}
+    about = {k: d[k] for k in ('image_id', 'view', 'indication', 'prior', 'k', 'caution')}
     table = EvidenceTable(rows=rows, sources=sources, second=tuple(d['second']), **about)
     return Report(table, tuple(map(said, d['sentences'])), tuple((said(s), s['reason']) for s in d['dropped']),
                   d['generator'], d['model'], d['weights'])

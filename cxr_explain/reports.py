@@ -166,8 +166,11 @@ def clean_report(text:str # a report or a section
     _check_text(text)
     text = unicodedata.normalize('NFKC', html.unescape(text)).replace('\r\n', '\n').replace('\r', '\n')
     text = _join_lines(strip_phi(text)[0])
-    kept = [text[a:b] for a, b in split_sentences(text) if not BOILERPLATE.search(text[a:b])]
-    return re.sub(r' +', ' ', ''.join(kept)).strip()
+    kept, last = '', 0
+    for a, b in split_sentences(text):
+        if not BOILERPLATE.search(text[a:b]): kept += re.sub(r'\S', '', text[last:a]) + text[a:b]
+        last = b
+    return re.sub(r' +', ' ', kept).strip()
 
 # %% ../nbs/11_reports.ipynb #90f44614
 PARTS = {

@@ -371,8 +371,7 @@ def _data(a):
 def _report(a):
     export = _module('export'); run = export.open_run(a.run)
     print(export.DRAFT)
-    if run.profile.source == 'phantom':
-        print(f'The models of run {run.name} have seen drawn films only: what they say of a real film means nothing.')
+    if run.profile.source == 'phantom': print(_module('evidence').PHANTOMS_ONLY)
     before = Path(a.prior_report).read_text(encoding='utf-8') if a.prior_report else ''
     paths = export.report_image(run, a.image, a.out, a.format, a.generator, a.url, a.model, a.remote, view=a.view,
                                 indication=a.indication, prior=a.prior, prior_report=before)

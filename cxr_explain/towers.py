@@ -13,6 +13,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class Texts:
     fallbacks:int   # texts of another section than the one that was asked for
     empty:int       # studies without any text
 
+@lru_cache(maxsize=100_000)
 def _tidy(text): return clean_report(text) if isinstance(text, str) else ''
 
 def choose_text(rows:pd.DataFrame,     # columns findings, impression

@@ -170,6 +170,8 @@ def test_clean_report():
     clean = clean_report(text)
     assert 'Low' not in clean and 'notified' not in clean and '__' not in clean and '\r' not in clean
     assert 'Clear & normal lungs.' in clean and '1. A, see above.' in clean and clean_report(clean) == clean
+    assert clean_report('IMPRESSION:\n1. Heart is normal.\n2. No edema. 3. Clear.') == 'IMPRESSION:\n1. Heart is normal.\n2. No edema. 3. Clear.'
+    assert clean_report('Clear.\nElectronically signed by me.\nNo edema.') == 'Clear. No edema.'
     assert label_report('No effusion. Images personally reviewed by me.') == label_report(clean_report('No effusion.'))
 
 def test_split_sentences():
