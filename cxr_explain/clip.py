@@ -141,7 +141,7 @@ SETTINGS = dict(
                  recipe=Recipe(epochs=20, batch=256, lr=1e-3, wd=.1, precision='bf16', workers=12)),
     mimic=Settings(name='ViT-B-32', weights='openai', length=77,
                    recipe=Recipe(epochs=10, batch=512, lr=2e-5, wd=.1, precision='bf16', workers=12)))
-_LONGER = dict(smoke=4, phantom=6, real=6, gpu=40, mimic=30) # epochs without labels
+_LONGER = dict(smoke=4, phantom=12, real=6, gpu=40, mimic=30) # epochs without labels
 
 def get_settings(run:Run, name:str='clip', # or 'clip_label_free'
                  **changes) -> Settings:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -227,7 +228,7 @@ def delete(self:Index, ids):
     self.table.delete(sql_filter(['id'], dict(id=list(ids))))
 
 # %% ../nbs/27_index.ipynb #9b8ef444
-PROBES, REFINE = 128, 15 # see the chapter's section on approximate search
+PROBES, REFINE = 160, 150 # see the chapter's section on approximate search
 
 @patch
 def _ranked(self:Index, query, column, n): # ids, rows, scores in order: score, then id
@@ -244,11 +245,11 @@ def _ranked(self:Index, query, column, n): # ids, rows, scores in order: score, 
 
 @patch
 def _by_vector(self:Index, emb, clause, n, exact, probes, refine):
-    emb = check_vectors(np.asarray(emb)[None], self.dim)[0]
+    emb, factor = check_vectors(np.asarray(emb)[None], self.dim)[0], max(2, -(-refine//(n + 1)))
     def query():
         q = self.table.search(emb, vector_column_name='vector').distance_type('l2')
         if clause: q = q.where(clause, prefilter=True)
-        return q.bypass_vector_index() if exact else q.nprobes(probes).refine_factor(refine)
+        return q.bypass_vector_index() if exact else q.nprobes(probes).refine_factor(factor)
     return self._ranked(query, '_distance', n)
 
 @patch
@@ -300,14 +301,17 @@ def search(self:Index,
            unless:dict|None=None,
            exact:bool=False, # look at every vector, even if there is a faster way
            depth:int=100,    # of each list that is fused
-           probes:int=PROBES, refine:int=REFINE # of the faster way
+           probes:int=PROBES, # groups that the faster way looks at; with a filter four times as many
+           refine:int=REFINE  # vectors that it then measures; at least twice as many as are asked for
           ) -> pd.DataFrame: # rank, id, score, cosine, bm25, text, fields; fewer than k rows if there are no more
     "The k best rows, ties by id; raises `ValueError`."
     clause = self._clause(where, unless, patient)
     if k < 1 or (emb is None and text is None): raise ValueError(f'k={k}; ask for 1 or more, by vector, text or both')
-    n, lists = k if emb is None or text is None else max(k, depth), {}
-    if emb is not None: lists['cosine'] = self._by_vector(emb, clause, n, exact, probes, refine)
-    if text is not None: lists['bm25'] = self._by_words(text, clause, n)
+    n, ways = k if emb is None or text is None else max(k, depth), {}
+    if where or unless: probes *= 4
+    if emb is not None: ways['cosine'] = partial(self._by_vector, emb, clause, n, exact, probes, refine)
+    if text is not None: ways['bm25'] = partial(self._by_words, text, clause, n)
+    with ThreadPoolExecutor(len(ways)) as pool: lists = dict(zip(ways, pool.map(lambda way: way(), ways.values())))
     scores = {c: {i: s for i, _, s in found} for c, found in lists.items()}
     best = fuse([list(s) for s in scores.values()]) if len(lists) > 1 else next(iter(scores.values()))
     rows = {i: r for found in lists.values() for i, r, _ in found}

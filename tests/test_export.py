@@ -1,4 +1,5 @@
 "Drafts in all formats: hostile text, an independent validator, missing extras, killed writes, the command."
+import html
 import json
 import os
 import sys
@@ -80,7 +81,8 @@ def test_page_is_well_formed_and_alone(report):
     ids = {e.get('id') for e in tree.iter()}
     links = [e.get('href') for e in tree.iter('a')]
     assert links and all(h[0] == '#' and h[1:] in ids for h in links)
-    assert page.count(D.DRAFT) == 2 + page.count(f'{D.DRAFT}</li>') + page.count(f'{D.DRAFT} <span')
+    said = html.escape(D.notice(report)) # on top, among the limits, at the end; never without the caution
+    assert page.count(said) == page.count(D.DRAFT) == 3
     assert 'http' not in page.replace('http-equiv', '').replace('http://x.example/', '')
 
 
