@@ -102,7 +102,7 @@ class StaleIndex(StaleArtefact): "The index was made by another model, from othe
 def _lancedb():
     "The library; its threads are those of numpy, and it must be told before it is loaded."
     os.environ.setdefault('LANCE_CPU_THREADS', os.environ.get('OMP_NUM_THREADS', '2'))
-    os.environ.setdefault('LANCE_IO_THREADS', '2') # with one, it waits for itself for ever
+    os.environ.setdefault('LANCE_IO_THREADS', '8') # for columns side by side; with one, it waits for itself
     os.environ.setdefault('LANCE_LOG', 'error')    # an empty group is no news
     import lancedb
     return lancedb
@@ -284,11 +284,9 @@ def _clause(self:Index, where, unless, patient):
 
 @patch
 def _answer(self:Index, found, scores): # found: id -> row; scores: column -> {id: value}; a table in their order
-    table = pd.DataFrame(list(found.values()), columns=['id', 'text', *self.fields])
-    for k, (column, values) in enumerate(scores.items()):
-        table.insert(1 + k, column, np.array([values.get(i, np.nan) for i in found], float))
-    table.insert(0, 'rank', np.arange(1, len(table) + 1))
-    return table
+    columns = dict(rank=np.arange(1, len(found) + 1), id=list(found))
+    columns |= {c: np.array([values.get(i, np.nan) for i in found], float) for c, values in scores.items()}
+    return pd.DataFrame(columns | {c: [r[c] for r in found.values()] for c in ('text', *self.fields)})
 
 # %% ../nbs/27_index.ipynb #95a3fd33
 @patch

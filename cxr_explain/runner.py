@@ -126,11 +126,12 @@ def clock(seconds:float) -> str: # such as '1:05'
 def time_left(expected:dict,      # chapter that has not ended to its seconds; None where unknown
               now:str='',         # the chapter that runs
               elapsed:float=0,    # its seconds so far
-              share:float=0       # of its cells that have run, 0 to 1
+              share:float=0,      # of its cells that have run, 0 to 1
+              ended=()            # seconds of chapters that have ended
              ) -> float | None: # seconds; None when nothing is known
-    "Seconds left for all chapters in `expected`."
+    "Seconds left for all chapters in `expected`; an unknown one is taken to last as long as the others on average."
     if share and expected.get(now) is None: expected = expected | {now: elapsed/share}
-    known = [s for s in expected.values() if s is not None]
+    known = [*ended, *(s for s in expected.values() if s is not None)]
     if not known: return None
     guess = {c: sum(known)/len(known) if s is None else s for c, s in expected.items()}
     return sum(guess.values()) - min(elapsed, guess.get(now, 0))
@@ -142,7 +143,7 @@ class Progress:
                  total:int,           # chapters in this call, with those that are skipped
                  out=None):           # a text stream; default: standard output
         self.expected, self.total, self.out = dict(expected), total, out or sys.stdout
-        self.number, self.live = 0, self.out.isatty()
+        self.number, self.ended, self.live = 0, [], self.out.isatty() # ended: seconds of each chapter so far
 
     def start(self, chapter:str, cells:int): # cells: in its notebook
         self.chapter, self.cells, self.number = chapter, cells, self.number + 1
@@ -166,13 +167,13 @@ def cell(self:Progress, k:int): # cells that have run
     now, elapsed, share = time.monotonic(), time.monotonic() - self.began, min(k/self.cells, 1)
     if now - self.shown < (.1 if self.live else 30): return
     self.shown, bar = now, '#'*round(20*share) + '.'*(20 - round(20*share))
-    left = time_left(self.expected, self.chapter, elapsed, share)
+    left = time_left(self.expected, self.chapter, elapsed, share, self.ended)
     self._write(f'[{bar}] cell {k} of {self.cells}, {clock(elapsed)}{_left(left)}', keep=False)
 
 @patch
 def end(self:Progress, word:str): # such as 'done'
-    self.expected.pop(self.chapter, None)
-    self._write(f'{word} in {clock(time.monotonic() - self.began)}{_left(time_left(self.expected))}')
+    self.expected.pop(self.chapter, None); self.ended.append(time.monotonic() - self.began)
+    self._write(f'{word} in {clock(self.ended[-1])}{_left(time_left(self.expected, ended=self.ended))}')
 
 # %% ../nbs/01_runner.ipynb #c08f5cb0
 def _engine(tick): # called with the number of cells that have run
