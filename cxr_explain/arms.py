@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['ARMS', 'wrong_finding', 'most_alike', 'choose_cases', 'leak', 'quotes', 'usual_words', 'rag_table', 'rag_reports',
            'fused_reports', 'over_reliance', 'copy_reference', 'texts_of', 'claims_made', 'record_arms', 'case_scores',
-           'ratio_k', 'risk_p', 'certified', 'raw_text', 'coded_text', 'openi_reporters', 'coded_f1']
+           'ratio_k', 'risk_p', 'certified', 'raw_text', 'changes_said', 'score_changes', 'coded_text',
+           'openi_reporters', 'coded_f1']
 
 # %% ../nbs/36_arms.ipynb #arm-imports
 from collections import Counter
@@ -180,6 +181,26 @@ def raw_text(report:Report) -> str:
     own = [s for s in report.sentences if not s.by] + [s for s, _ in report.dropped]
     def section(name): return ' '.join(dict.fromkeys(s.text for s in own if s.section == name))
     return f'FINDINGS: {section("findings")}\nIMPRESSION: {section("impression")}'
+
+# %% ../nbs/36_arms.ipynb #arm-prior
+def changes_said(text:str) -> dict: # label -> words of `CHANGES`
+    "The comparisons of a report."
+    said = {}
+    for c in read_claims(text):
+        if c.change: said.setdefault(c.label, set()).add(c.change)
+    return said
+
+def score_changes(said, true, # (N,) dicts: label -> set of words, of a report and of the facts
+                  patients=None, weights=None) -> dict: # (name, '') -> `Estimate`
+    "How many comparisons are right, and how many true changes, those that are not 'unchanged', are told."
+    def count(s, t):
+        told = [(l, w) for l, ws in s.items() for w in sorted(ws)]
+        moved = [l for l, ws in t.items() if ws - {'unchanged'}]
+        return (sum(w in t.get(l, ()) for l, w in told), len(told),
+                sum(bool(s.get(l, set()) & t[l] - {'unchanged'}) for l in moved), len(moved))
+    right, told, hit, moved = np.array([count(*x) for x in zip(said, true)], float).T
+    return {('change_right', ''): ratio(right, told, patients, weights),
+            ('change_recall', ''): ratio(hit, moved, patients, weights)}
 
 # %% ../nbs/36_arms.ipynb #arm-openi
 def coded_text(codes) -> str: # (9,) bool in the order of `NINE`

@@ -433,13 +433,13 @@ def open_run(name:str # of a run, or its folder
 
 # %% ../nbs/38_export.ipynb #exp-film-writer
 def make_writer(run:Run, name:str='template', # or 'decoder', 'vlm', 'chat'
-                url:str='', model:str='', remote:bool=False # for 'chat', see `ChatWriter`
+                url:str='', model:str='', remote:bool=False # for 'chat', see `ChatWriter`; 'vlm': see `load_vlm`
                ): # has `draft`
     "Who words a report; raises `ValueError`, `MissingArtefact`, `StaleArtefact`."
     if name == 'chat' and not (url and model):
         raise ValueError('chat needs a server and a model, such as --url http://localhost:8080/v1 --model NAME')
     makers = dict(template=lambda: Template(load_bank(run)), decoder=lambda: DecoderWriter(load_decoder(run)),
-                  vlm=lambda: VlmWriter(load_vlm(run)), chat=lambda: ChatWriter(url, model, remote=remote))
+                  vlm=lambda: VlmWriter(load_vlm(model or run)), chat=lambda: ChatWriter(url, model, remote=remote))
     if name not in makers: raise ValueError(f'generator {name!r}; choose from {", ".join(makers)}')
     return makers[name]()
 

@@ -338,8 +338,10 @@ class VlmWriter:
     vlm:object # of `load_vlm`
     name:str = 'vlm'
     model:str = 'vlm'
-    weights:str = 'scratch'
     free:bool = True
+
+    @property
+    def weights(self) -> str: return self.vlm.weights # 'scratch', or the name of the pretrained ones
 
     def draft_many(self, tables, imgs) -> list: # lists of `Sentence`; imgs: (N,H,W) float32 in [0,1]
         said = describe_images(self.vlm, imgs)

@@ -402,7 +402,8 @@ _REPORT = {'image': dict(help='a frontal film: DICOM, PNG or JPEG')} | _RUN | {
     '--generator': dict(default='template', choices=['template', 'decoder', 'vlm', 'chat'],
                         help='who words it (default: %(default)s)'),
     '--url': dict(default='', help='of a chat server, such as http://localhost:8080/v1'),
-    '--model': dict(default='', metavar='NAME', help='that the chat server is asked for'),
+    '--model': dict(default='', metavar='NAME',
+                    help="that the chat server is asked for; for vlm: a folder, or a name on the hub"),
     '--remote': dict(action='store_true', help='the chat server may be another machine: findings are sent there'),
     '--format': dict(default=_WRITTEN, choices=_WRITTEN, nargs='+', metavar='F',
                      help=f'{", ".join(_WRITTEN)} (default: all)')}

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['PERTURBATIONS', 'DETECTORS', 'bleu4', 'rouge_l', 'cider_d', 'score_words', 'score_reports', 'external_score', 'edits',
            'is_error', 'perturb', 'reword', 'alarm', 'error_pairs', 'fit_alarms', 'catch_table', 'Question',
-           'make_questions', 'answer', 'blind_answers', 'score_answers', 'usual_report', 'control_reports']
+           'make_questions', 'answer', 'ask_films', 'answers', 'blind_answers', 'score_answers', 'usual_report',
+           'control_reports']
 
 # %% ../nbs/35_scoring.ipynb #sco-imports
 import importlib
@@ -82,15 +83,15 @@ def score_reports(texts, key:Key, few:int=1) -> dict: # (name, method) -> `Estim
 # %% ../nbs/35_scoring.ipynb #sco-external
 def _radgraph(module, texts, references, **options):
     return module.F1RadGraph(reward_level='partial', **options)(hyps=texts, refs=references)[1]
-def _chexbert(module, texts, references, **options):
+def _chexbert(module, texts, references, **options): # its F1 is a number of all reports together; this is one a report
     return module.F1CheXbert(**options)(hyps=texts, refs=references)[1]
 def _bertscore(module, texts, references, **options):
     return module.score(texts, references, **dict(lang='en') | options)[2].tolist()
 def _green(module, texts, references, **options): return module.GREEN(**options)(references, texts)[2]
-_EXTERNAL = dict(radgraph_f1=('radgraph', _radgraph), chexbert_f1=('f1chexbert', _chexbert),
+_EXTERNAL = dict(radgraph_f1=('radgraph', _radgraph), chexbert_exact5=('f1chexbert', _chexbert),
                  bertscore=('bert_score', _bertscore), green=('green_score', _green))
 
-def external_score(name:str, # 'radgraph_f1', 'chexbert_f1', 'bertscore' or 'green'
+def external_score(name:str, # 'radgraph_f1', 'chexbert_exact5' (are the five labels the same?), 'bertscore' or 'green'
                    texts, references, **options # of the package, such as the name of its model
                   ) -> np.ndarray: # (N,) one number a report
     "A score of somebody else's package. Raises `ImportError` without it, `RuntimeError` without its weights."
@@ -250,6 +251,15 @@ def answer(claims, q:Question) -> str: # claims: what a report states
     return said.pop() if len(said) == 1 else ''
 
 # %% ../nbs/35_scoring.ipynb #sco-exam
+def ask_films(run:Run, rows:pd.DataFrame, seed:int, # rows: of the manifest
+              name:str='ask') -> list:              # of `Question`, one a film; the name seeds the absent ones
+    "The questions about some phantoms."
+    found = zip(phantom_facts(run, rows), rows.image_id)
+    return [make_questions([s.finding for s in facts], make_rng(seed, name, i)) for facts, i in found]
+
+def answers(texts, questions) -> list: # (N,) reports, lists of `Question` -> lists of answers
+    return [[answer(read_claims(t), q) for q in qs] for t, qs in zip(texts, questions)]
+
 def blind_answers(questions) -> dict: # lists of `Question`, of the training part -> (kind, label) -> answer
     "The most frequent right answer to each question."
     counts = {}

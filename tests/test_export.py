@@ -301,9 +301,18 @@ REAL = os.environ.get('CXR_EXPLAIN_DATA', '')
 
 
 @pytest.mark.skipif(not REAL, reason='CXR_EXPLAIN_DATA does not name a folder with real data sets')
-def test_real_films(call):
+def test_real_films(call, tmp_path):
     for source in find_sources(REAL):
         frontal = source.rows[source.rows.path.notna() & source.rows.view.isin(['PA', 'AP', 'FRONTAL'])]
         for path in frontal.path.iloc[:2]:
             status, printed, files = call(source.root/path, '--view', 'PA')
             assert status == 0 and len(files) >= 5 and os.path.basename(path) not in printed
+            if not str(path).endswith('.jpg'): continue
+            with Image.open(source.root/path) as film: pixels = np.asarray(film.convert('L'))
+            Image.fromarray(pixels).save(tmp_path/'same.png')
+            write_dicom(tmp_path/'same.dcm', pixels, 8, ViewPosition='PA', WindowCenter=128, WindowWidth=256)
+            for other in ('same.png', 'same.dcm'): # the same film, so the same files again
+                status, _, more = call(tmp_path/other, '--view', 'PA')
+                assert (status, more) == (0, files)
+            stem = files[0].name.split('.')[0]
+            E.open_files({f: next(p for p in files if p.name == stem + end) for f, end in E.FORMATS.items()})

@@ -1,5 +1,7 @@
 """What scores of reports must never do, across chapters: reward the reference's words, or judge a report by itself."""
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,3 +85,34 @@ def test_odd_texts(text):
     found = scoring.score_reports([text], k)
     assert found['bleu4', ''].value[0] == 0
     assert scoring.perturb(text, 'wrong_side', make_rng(0, 'x')) is None
+
+
+def test_scores_of_other_packages_are_taken_from_the_right_place(monkeypatch):
+    """Stand-ins that answer in the shapes of the packages, with one number a report in second or third place."""
+    a, b = ['Edema.', 'Normal.'], ['No edema.', 'Normal.']
+    seen = []
+
+    class Scorer:
+        def __init__(self, **options): seen.append(options)
+        def __call__(self, hyps=None, refs=None):
+            seen.append((hyps, refs))
+            return .5, [0., 1.], 'more', 'and more'
+
+    class Green(Scorer):
+        def __call__(self, refs, hyps): return .5, .5, super().__call__(hyps, refs)[1], 'summary', 'table'
+
+    class Tensor(list):
+        def tolist(self): return list(self)
+
+    fakes = dict(radgraph=dict(F1RadGraph=Scorer), f1chexbert=dict(F1CheXbert=Scorer), green_score=dict(GREEN=Green),
+                 bert_score=dict(score=lambda h, r, **o: (seen.append(o), seen.append((h, r)), Tensor([0., 1.]))))
+    for name, parts in fakes.items(): monkeypatch.setitem(sys.modules, name, SimpleNamespace(**parts))
+    for name in ('radgraph_f1', 'chexbert_exact5', 'bertscore', 'green'):
+        seen.clear()
+        assert scoring.external_score(name, a, b).tolist() == [0, 1]
+        assert seen[-1] == (a, b), f'{name}: reports and references in the wrong order'
+    with pytest.raises(ValueError, match='chexbert_exact5'): scoring.external_score('chexbert_f1', a, b)
+
+    def no_weights(**options): raise OSError('cannot be reached')
+    monkeypatch.setitem(sys.modules, 'green_score', SimpleNamespace(GREEN=no_weights))
+    with pytest.raises(RuntimeError, match='weights of .green_score. are not'): scoring.external_score('green', a, b)
