@@ -206,3 +206,17 @@ def test_stale_missing_foreign(index, tmp_path):
     lancedb.connect(str(tmp_path)).create_table('foreign', data=[dict(id='a')])
     with pytest.raises(StaleIndex, match='not made by this version'): open_index(tmp_path, 'foreign')
     assert json.loads(index.table.schema.metadata[b'cxr_explain'])['model'] == 'm'
+
+
+def test_an_object_store_by_url(index, tmp_path):
+    "The way that s3:// takes, to an object store that lies on this disk; bucket and credentials are not tested here."
+    url = f'file-object-store://{tmp_path}/bucket'
+    there = create_index(url, 'cases', DIM, FIELDS, 'm')
+    for i in (index, there):
+        i.add(*made(0, 300)); i.add(*made(300, 400)); i.delete(['i00007'])
+    there.close()
+    again, query = open_index(url, 'cases', 'm', index.data()), made(7, 8)[1][0]
+    assert len(again) == 399
+    for asked in (dict(emb=query), dict(text='word11'), dict(emb=query, text='word11', where=dict(label_edema=True))):
+        pd.testing.assert_frame_equal(again.search(**asked, patient='p3'), index.search(**asked, patient='p3'))
+    with pytest.raises(StaleIndex): open_index(url, 'cases', 'other')
