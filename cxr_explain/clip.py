@@ -26,7 +26,8 @@ from .cnn import image_batches
 from .config import Run, make_rng, runs_root
 from .metrics import draw_counts, interval, percentiles, ratio
 from .reports import report_findings
-from .scores import best_rank, precision_at, record_table, reciprocal_rank, retrieval_table
+from .scores import (
+    best_rank, precision_at, record_table, reciprocal_rank, retrieval_table, tied_places)
 from .towers import (
     Clip, add_lora, build_clip, centre, check_frozen, choose_text, clip_config, embed_rows, embed_texts, freeze,
     frozen_tensors, merge_lora, pretrained_clip, save_clip, save_embeddings, start_from_cnn, train_tokenizer)
@@ -258,12 +259,14 @@ def label_precision(sim, rows:pd.DataFrame, # (G,G); of the manifest
 # %% ../nbs/25_clip.ipynb #1efe7e2f
 def in_batch_accuracy(sim,      # (G,G), the right item of row i is i
                       batch:int,
-                      patients=None):  # -> `Estimate`
+                      patients=None, copies=None # (G,) as for `recall_at`
+                     ):                # -> `Estimate`
     "Expected share of queries whose right item is first in a random batch of the gallery."
-    sim = np.asarray(sim, float)
-    better, others = best_rank(sim, np.eye(len(sim), dtype=bool)) - 1, len(sim) - 1
-    if not 1 <= batch <= others + 1: raise ValueError(f'batch={batch} of a gallery of {others + 1}')
-    return ratio(stats.hypergeom.pmf(0, others, better, batch - 1), np.ones(len(sim)), patients)
+    better, equal = tied_places(sim, np.eye(len(sim), dtype=bool), copies)
+    n, others, drawn = len(sim), len(sim) - 1, np.arange(int(equal.max()) + 1)
+    if not 1 <= batch <= n: raise ValueError(f'batch={batch} of a gallery of {n}')
+    shared = stats.hypergeom.pmf(drawn, (others - better)[:, None], equal[:, None], batch - 1) @ (1/(1 + drawn))
+    return ratio(stats.hypergeom.pmf(0, others, better, batch - 1)*shared, np.ones(n), patients)
 
 # %% ../nbs/25_clip.ipynb #76dfddac
 def alignment(img, txt, patients=None): # (N,D) partners, unit length -> `Estimate`
@@ -326,7 +329,8 @@ def record_pairs(run:Run, name:str, f:dict, # of `pair_tables`
     "Keep the tables, and the accuracy within a batch of the training's size."
     for d in ('i2t', 't2i'): record_table(run, f[d], model=name, direction=d, part=part, section=s.section)
     n, batch = len(f['img']), min(s.recipe.batch, len(f['img']))
-    e = in_batch_accuracy(f['img'] @ f['txt'].T, batch, f['rows'].patient_id)
+    copies = count_copies([statements(t) for t in f['texts']])
+    e = in_batch_accuracy(f['img'] @ f['txt'].T, batch, f['rows'].patient_id, copies)
     about = dict(n=n, patients=n, model=name, part=part, batch=batch, direction='i2t')
     run.record('in_batch_accuracy', e.value[0], *interval(e).ravel(), **about)
     record_table(run, f['space'], model=name, part=part)

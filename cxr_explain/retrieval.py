@@ -2,12 +2,12 @@
 
 # %% auto #0
 __all__ = ['CASE_FIELDS', 'EVIDENCE', 'GRID', 'Space', 'has_pairs', 'load_space', 'untrained_space', 'case_fields', 'model_key',
-           'build_cases', 'open_cases', 'as_vector', 'ask', 'own_prior', 'overlap', 'ndcg_rows', 'label_table',
-           'word_list', 'tfidf_vectors', 'bm25', 'record_pairs', 'record_perfect', 'fused', 'word_ways', 'text_ways',
-           'record_labels', 'label_difference', 'record_difference', 'finding_table', 'record_findings', 'evidence',
-           'rerank', 'as_similarity', 'candidates', 'choose_weights', 'topk_table', 'name_labels', 'show_neighbours',
-           'main_finding', 'embedding_map', 'openi_study', 'openi_sections', 'section_study', 'real_features',
-           'deep_features', 'real_images']
+           'build_cases', 'open_cases', 'as_vector', 'ask', 'own_prior', 'overlap', 'ndcg_rows', 'share_at',
+           'label_table', 'word_list', 'tfidf_vectors', 'bm25', 'record_pairs', 'record_perfect', 'fused', 'word_ways',
+           'text_ways', 'record_labels', 'label_difference', 'record_difference', 'finding_table', 'record_findings',
+           'evidence', 'rerank', 'as_similarity', 'candidates', 'choose_weights', 'topk_table', 'name_labels',
+           'show_neighbours', 'main_finding', 'embedding_map', 'openi_study', 'openi_sections', 'section_study',
+           'real_features', 'deep_features', 'real_images']
 
 # %% ../nbs/28_retrieval.ipynb #33cae1ca
 import json
@@ -30,7 +30,7 @@ from .findings import LABELS, label_columns
 from .index import create_index, exact_topk, measure_search, open_index
 from .metrics import Estimate, few_positives, interval, ratio
 from .reports import openi_part, read_openi
-from .scores import precision_at, record_table, retrieval_table
+from .scores import record_table, retrieval_table
 from .towers import embed_rows, embed_texts, load_clip, load_embeddings
 
 # %% ../nbs/28_retrieval.ipynb #c7a94f58
@@ -68,13 +68,13 @@ def load_space(run:Run, model:str) -> Space:
     if list(rows.image_id) != said: raise ValueError(f'{model}: the reports of the manifest are not those embedded')
     return Space(model, rows, img[pd.Index(ids).get_indexer(said)], txt, texts)
 
-def untrained_space(run:Run, like:Space) -> Space: # a space of the same films
-    "The same towers before training."
-    s = replace(get_settings(run, 'clip_label_free'), name='')
-    rows = frontal_rows(run)
+def untrained_space(run:Run, like:Space) -> Space: # model `<model>_start`, the same films of train and test
+    "A model's towers before their first pair: untrained, begun from the labels' network, or as they were downloaded."
+    s, rows = get_settings(run, like.model), frontal_rows(run)
     clip = make_clip(run, *pair_rows(rows[rows.part == 'train'], s)[:2], s).eval()
     used = like.take(np.flatnonzero(like.rows.part.isin(['train', 'test'])))
-    return replace(used, model='untrained', img=embed_rows(run, clip, used.rows), txt=embed_texts(clip, used.texts))
+    return replace(used, model=f'{like.model}_start', img=embed_rows(run, clip, used.rows),
+                   txt=embed_texts(clip, used.texts))
 
 # %% ../nbs/28_retrieval.ipynb #d97fce0e
 CASE_FIELDS = dict.fromkeys(['patient_id', 'study_id', 'part', 'view', 'source', 'site'], 'str') | {
@@ -153,6 +153,11 @@ def ndcg_rows(sim, gain, k:int=10) -> tuple[np.ndarray, np.ndarray]: # (Q,G) eac
     best = np.where(gain.any(1), total(gain), np.nan)
     return total(sim)/best, gain.mean(1)*discount.sum()/best
 
+def share_at(k:int, sim, right, patients) -> Estimate: # (Q,G), (Q,G) bool
+    "Share of right items among the first k, ties in the gallery's order: copies of a text get equal scores."
+    first = np.argsort(-sim, axis=1, kind='stable')[:, :k]
+    return ratio(np.take_along_axis(right, first, 1).mean(1), np.ones(len(sim)), patients)
+
 def label_table(sim,         # (Q,G)
                 yq, yg,      # (Q,L), (G,L) bool
                 patients=None) -> pd.DataFrame: # rows precision_at_5, ndcg_at_10 with chance and ceiling
@@ -162,7 +167,7 @@ def label_table(sim,         # (Q,G)
     who = np.arange(len(sim)) if patients is None else np.asarray(patients)[asked]
     ndcg, chance = ndcg_rows(sim, gain)
     right = gain > 0
-    made = [('precision_at_5', precision_at(5, sim, right, who), right.mean(), np.minimum(5, right.sum(1)).mean()/5),
+    made = [('precision_at_5', share_at(5, sim, right, who), right.mean(), np.minimum(5, right.sum(1)).mean()/5),
             ('ndcg_at_10', ratio(ndcg, np.ones(len(ndcg)), who), np.nanmean(chance), 1.)]
     about = dict(n=int(asked.sum()), patients=len(np.unique(who)), gallery=sim.shape[1])
     return pd.DataFrame([dict(name=n, value=e.value[0], **dict(zip(('low', 'high'), interval(e).ravel())),
@@ -271,7 +276,7 @@ def finding_table(sim, yq, yg, patients, few:int=SMALL # queries below which not
         row = dict(name='precision_at_5', finding=label, n=int(m.sum()), patients=len(np.unique(who)), gallery=len(yg),
                    chance=yg[:, j].mean(), value=np.nan, low=np.nan, high=np.nan)
         if m.sum() >= few:
-            e = precision_at(5, sim[m], np.tile(yg[:, j], (m.sum(), 1)), who)
+            e = share_at(5, sim[m], np.tile(yg[:, j], (m.sum(), 1)), who)
             row |= dict(value=e.value[0], low=interval(e)[0, 0], high=interval(e)[1, 0])
         rows.append(row)
     return pd.DataFrame(rows)

@@ -141,6 +141,10 @@ class ImageTower(nn.Module):
 # %% ../nbs/24_towers.ipynb #55386f82
 MAX_SCALE = math.log(100)
 
+def _is_frozen(module): # whether it has weights of its own, and none of them trains
+    own = [p.requires_grad for p in module.parameters(recurse=False)]
+    return bool(own) and not any(own)
+
 class Clip(nn.Module):
     "Image tower, text tower, tokenizer, temperature."
     def __init__(self, model, tokenizer, config):
@@ -170,7 +174,7 @@ class Clip(nn.Module):
     def train(self, mode=True): # a frozen batch norm must not go on counting
         super().train(mode)
         for name, m in self.model.named_modules():
-            if name.startswith(self.frozen or ('-',)): m.eval()
+            if name.startswith(self.frozen or ('-',)) or _is_frozen(m): m.training = False
         return self
 
 # %% ../nbs/24_towers.ipynb #5e6a2c55
@@ -256,8 +260,12 @@ def freeze(clip:Clip, parts # beginnings of names, such as ('visual.trunk',) or 
     return names
 
 def frozen_tensors(clip:Clip) -> dict: # name -> copy
-    "Parameters and buffers of the frozen parts, to be compared later."
-    return {n: t.clone() for n, t in clip.model.state_dict().items() if clip.frozen and n.startswith(clip.frozen)}
+    "Parameters that do not train, and the buffers beside them, to be compared later."
+    named = dict(clip.model.named_parameters())
+    def still(n): # a buffer rests with its module
+        if clip.frozen and n.startswith(clip.frozen): return True
+        return not named[n].requires_grad if n in named else _is_frozen(clip.model.get_submodule(n.rpartition('.')[0]))
+    return {n: t.clone() for n, t in clip.model.state_dict().items() if still(n)}
 
 def check_frozen(clip:Clip, before:dict): # of `frozen_tensors`
     "Raises `RuntimeError` if a frozen tensor has changed by a single bit."
@@ -290,6 +298,8 @@ def merge_lora(clip:Clip) -> Clip: # the same
 def save_clip(run:Run, name:str, clip:Clip, weights:str='scratch') -> Path:
     "Keep a model as `models/<name>/`."
     folder, config = run.path(f'models/{name}'), dict(clip.config)
+    if hasattr(text := getattr(clip.model, 'text', None), 'config'): # transformers builds a tower from its own file
+        with atomic_path(folder/'config.json') as tmp: text.config.to_json_file(tmp)
     if hasattr(clip.tokenizer, 'save'):
         with atomic_path(folder/'tokenizer.json') as tmp: clip.tokenizer.save(str(tmp))
         config['tokenizer'] = file_sha256(folder/'tokenizer.json')
@@ -307,10 +317,15 @@ def _read_tokenizer(folder, config):
         raise StaleArtefact(f'{path} is missing or is not the tokenizer of its model; run this chapter again')
     return Tokenizer.from_file(str(path))
 
+def _here(config, folder): # a tower of transformers finds its own configuration beside its weights
+    own = config.get('open_clip', {})
+    if 'hf_model_name' not in own.get('text_cfg', {}): return config
+    return config | dict(open_clip=own | dict(text_cfg=own['text_cfg'] | dict(hf_model_name=str(folder))))
+
 def load_clip(run:Run, name:str='clip') -> Clip: # in evaluation mode
     "Build a kept model again. Raises `MissingArtefact`, `StaleArtefact`."
     folder = run.path(f'models/{name}')
-    return load_model(run, name, lambda config: build_clip(config, _read_tokenizer(folder, config)))
+    return load_model(run, name, lambda config: build_clip(_here(config, folder), _read_tokenizer(folder, config)))
 
 # %% ../nbs/24_towers.ipynb #62d82069
 @torch.inference_mode()
@@ -400,11 +415,15 @@ def pretrained_clip(name:str,      # of open_clip, 'hf-hub:owner/model', or a fo
     "Towers with pretrained weights; raises `MissingWeights` if they cannot be had."
     import open_clip
     name, tag = _find(name, weights)
-    try: model = open_clip.create_model(name, pretrained=tag, require_pretrained=True)
+    try:
+        cfg = _config_of(name)
+        own = dict(text_cfg=cfg['text_cfg']) if 'hf_model_name' in cfg['text_cfg'] else {}
+        model = open_clip.create_model(name, pretrained=tag, require_pretrained=True, **own)
     except Exception as e: # hub, disk and library have no common class of errors
         raise MissingWeights(f'the weights of {name} cannot be had ({type(e).__name__}: {str(e)[:200]}); connect to '
-                             "the network once, or give a folder; weights='scratch' trains a small model") from e
-    cfg, want = _config_of(name), open_clip.get_model_preprocess_cfg(model)
+                             "the network once, or give a folder (with config.json of its text tower, if it is one of "
+                             "transformers); weights='scratch' trains a small model") from e
+    want = open_clip.get_model_preprocess_cfg(model)
     tokenizer, pad, length = _own_tokenizer(name)
     input_ = dict(size=int(np.max(want['size'])), mean=list(want['mean']), std=list(want['std']))
     config = dict(open_clip=cfg, embed=cfg['embed_dim'], length=length, input=input_, pad=pad)
@@ -416,6 +435,7 @@ def _config_of(name):
     if name.startswith('local-dir:'):
         folder = Path(name.removeprefix('local-dir:'))
         found = json.loads((folder/'open_clip_config.json').read_text(encoding='utf-8'))['model_cfg']
+        if (folder/'config.json').is_file(): found = _here(dict(open_clip=found), folder)['open_clip']
     elif name.startswith('hf-hub:'): found = _get_hf_config(name.removeprefix('hf-hub:'))['model_cfg']
     else: found = open_clip.get_model_config(name)
     towers = dict(text_cfg=dict(hf_model_pretrained=False), vision_cfg=dict(timm_model_pretrained=False))

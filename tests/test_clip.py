@@ -140,20 +140,24 @@ def biomed(folder): # BiomedCLIP's classes, small: a transformer of timm, a BERT
     t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=marks)
     fast = dict(pad_token='[PAD]', cls_token='[CLS]', sep_token='[SEP]', unk_token='[UNK]')
     PreTrainedTokenizerFast(tokenizer_object=t, **fast).save_pretrained(folder)
-    bert = folder/'bert'
     BertModel(BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                         max_position_embeddings=32)).config.save_pretrained(bert)
-    text = dict(hf_model_name=str(bert), hf_tokenizer_name=str(folder), hf_proj_type='mlp', context_length=12,
+                         max_position_embeddings=32)).config.save_pretrained(folder)
+    hub = 'microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract' # as in the genuine file
+    text = dict(hf_model_name=hub, hf_tokenizer_name=hub, hf_proj_type='mlp', context_length=12,
                 hf_pooler_type='cls_last_hidden_state_pooler')
     vision = dict(timm_model_name='test_vit', timm_pool='', timm_proj='linear', image_size=64)
     cfg = dict(embed_dim=16, vision_cfg=vision, text_cfg=text)
     facts = dict(model_cfg=cfg, preprocess_cfg=dict(size=[64, 64]))
     (folder/'open_clip_config.json').write_text(json.dumps(facts))
-    cfg |= dict(vision_cfg=vision | dict(timm_model_pretrained=False), text_cfg=text | dict(hf_model_pretrained=False))
+    text |= dict(hf_model_pretrained=False, hf_model_name=str(folder))
+    cfg |= dict(vision_cfg=vision | dict(timm_model_pretrained=False), text_cfg=text)
     return open_clip.CustomTextCLIP(**cfg)
 
 
-def test_a_folder_of_biomedclip_classes(run, tmp_path):
+def test_a_folder_of_biomedclip_classes(run, tmp_path, monkeypatch):
+    "The files name towers of the hub, and nobody asks it."
+    import huggingface_hub.constants
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     folder = tmp_path/'biomed'
     folder.mkdir()
     torch.manual_seed(0)
@@ -165,7 +169,10 @@ def test_a_folder_of_biomedclip_classes(run, tmp_path):
     ids, xb = clip.tokens(['no left pleural effusion']), torch.randn(2, 1, 64, 64)
     assert ids.tolist()[0] == [1, 4, 5, 7, 8, 2] + [0]*6
     towers.save_clip(run, 'b', clip, str(folder))
-    (folder/'open_clip_pytorch_model.bin').unlink()  # a kept model needs the folder's weights no more
+    (folder/'config.json').rename(tmp_path/'config.json')
+    with pytest.raises(towers.MissingWeights, match='with config.json of its text tower'):
+        towers.pretrained_clip(str(folder))
+    (folder/'open_clip_pytorch_model.bin').unlink()  # a kept model needs the folder no more
     back = towers.load_clip(run, 'b')
     assert all(torch.equal(v, back.state_dict()[k]) for k, v in clip.state_dict().items())
     with torch.inference_mode():
