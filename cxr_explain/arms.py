@@ -2,9 +2,8 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'wrong_finding', 'most_alike', 'choose_cases', 'leak', 'quotes', 'usual_words', 'rag_table', 'rag_reports',
-           'fused_reports', 'over_reliance', 'copy_reference', 'texts_of', 'claims_made', 'record_arms', 'case_scores',
-           'ratio_k', 'risk_p', 'certified', 'raw_text', 'changes_said', 'score_changes', 'coded_text',
-           'openi_reporters', 'coded_f1']
+           'fused_reports', 'over_reliance', 'copy_reference', 'texts_of', 'claims_made', 'record_arms', 'risk_p',
+           'certified', 'raw_text', 'changes_said', 'score_changes', 'coded_text', 'openi_reporters', 'score_codes']
 
 # %% ../nbs/36_arms.ipynb #arm-imports
 from collections import Counter
@@ -25,12 +24,12 @@ from .findings import LABELS, Finding
 from .generation import CLEAR, Report, Template, own_sentence, write_report
 from .metrics import ratio
 from .reports import NINE, read_openi
-from .retrieval import evidence, load_space, overlap, tfidf_vectors
+from .retrieval import load_space, overlap, tfidf_vectors
 from .scores import record_table
 from .scoring import bleu4
 
 # %% ../nbs/36_arms.ipynb #arm-choose
-ARMS = 'none', 'random', 'real', 'oracle', 'self', 'adversarial', 'stale'
+ARMS = 'none', 'random', 'real', 'by_label', 'oracle', 'self', 'adversarial', 'stale'
 
 def wrong_finding(r:Reporter, film:Film, rng:np.random.Generator, labels=None # (14,) bool: what the film has
                  ) -> int: # number of a label
@@ -53,6 +52,7 @@ def choose_cases(r:Reporter, film:Film, arm:str, k:int=K, rng:np.random.Generato
     "The cases of one arm. Raises `ValueError` for an unknown one."
     if arm == 'none': return np.zeros(0, int)
     if arm == 'random': return random_cases(r, film, k, rng)
+    if arm == 'by_label': return find_cases(r, film, k, by_label=True)
     if arm == 'oracle': return most_alike(r, film, overlap(np.asarray(labels)[None], r.y)[0], k)
     if arm == 'adversarial': return most_alike(r, film, r.y[:, wrong_finding(r, film, rng, labels)], k)
     if arm not in ARMS: raise ValueError(f'unknown arm {arm!r}; choose one of {", ".join(ARMS)}')
@@ -146,19 +146,6 @@ def record_arms(run:Run, made:dict, keys:dict, few:int, base:str, # arm -> `Repo
             out.append(t.assign(arm=arm, against=against, **fields))
     return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/36_arms.ipynb #arm-k-ratio
-def case_scores(r:Reporter, film:Film, at) -> np.ndarray: # (k,) what `find_cases` orders by
-    e = evidence(film.emb[None], film.p[None], r.space.img[at][None], r.space.txt[at][None], r.y[at][None])[0]
-    return e @ np.asarray(r.fitted['weights'], float)
-
-def ratio_k(score,           # (k,) best first
-            bound:float=1.5) -> int: # cases to keep, at least one
-    "Keep cases until the best score is `bound` times this one; a score of 0 or less is never kept."
-    score = np.asarray(score, float)
-    if bound <= 1: raise ValueError(f'bound={bound}; a ratio to the best score is 1 or more, so give more than 1')
-    stop = np.flatnonzero((score <= 0) | (score[0] >= bound*score))
-    return max(1, int(stop[0])) if len(stop) else len(score)
-
 # %% ../nbs/36_arms.ipynb #arm-k-risk
 def risk_p(risk, n:int, alpha:float) -> np.ndarray: # empirical risks of n films, in [0,1] -> p-values
     "Of the hypothesis that the true risk is above alpha (Hoeffding and Bentkus)."
@@ -217,8 +204,10 @@ def openi_reporters(q:list, g:list, seed:int=0) -> dict: # of `read_openi`: to w
                 oracle_template=[coded_text(x['truth']) for x in q],
                 frequency=[min(t for t, n in usual if n == usual[0][1])]*len(q))
 
-def coded_f1(texts, codes) -> dict: # (N,) reports, (N,9) bool -> (name, method) -> `Estimate`
-    "Agreement of what the labeler reads with the codes."
+def score_codes(texts, codes) -> dict: # (N,) reports, (N,9) bool -> (name, method) -> `Estimate`
+    "Agreement of what the labeler reads with the codes; claims without a code, and codes without a claim."
     at = [LABELS.index(l) for l in NINE]
     y, t = decided([read_claims(x) for x in texts])[:, at], np.asarray(codes, float)
-    return {('label_f1', 'micro9'): ratio((2*t*y).sum(1), (t + y).sum(1))}
+    return {('label_f1', 'micro9'): ratio((2*t*y).sum(1), (t + y).sum(1)),
+            ('hallucination_rate', ''): ratio(((1 - t)*y).sum(1), y.sum(1)),
+            ('omission_rate', ''): ratio((t*(1 - y)).sum(1), t.sum(1))}

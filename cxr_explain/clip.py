@@ -266,7 +266,8 @@ def in_batch_accuracy(sim,      # (G,G), the right item of row i is i
     n, others, drawn = len(sim), len(sim) - 1, np.arange(int(equal.max()) + 1)
     if not 1 <= batch <= n: raise ValueError(f'batch={batch} of a gallery of {n}')
     shared = stats.hypergeom.pmf(drawn, (others - better)[:, None], equal[:, None], batch - 1) @ (1/(1 + drawn))
-    return ratio(stats.hypergeom.pmf(0, others, better, batch - 1)*shared, np.ones(n), patients)
+    alone = stats.hypergeom.pmf(0, others, better, batch - 1) # no better item is drawn; where that cannot be, no share
+    return ratio(np.where(alone > 0, alone*shared, 0), np.ones(n), patients)
 
 # %% ../nbs/25_clip.ipynb #76dfddac
 def alignment(img, txt, patients=None): # (N,D) partners, unit length -> `Estimate`

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from .evidence import KINDS, EvidenceTable, Row, Source
+from .evidence import CONFORMAL, KINDS, EvidenceTable, Row, Source
 from .findings import CHANGES, LABELS, SEVERITIES, SIDES, STATUSES, ZONES, Finding, ancestors, describe
 from .generation import Report, Sentence, read_record, report_record
 from .images import check_image, resize, to_uint8
@@ -41,8 +41,9 @@ def _sources(): # of the examples, by id
 def _sick(): # findings, a conflict, a sentence that was left out
     edema, air = Finding('Edema', 0), Finding('Pneumothorax', 0)
     cited = ('I:pleural_effusion', 'M:pleural_effusion', 'C1.2', 'K:pleural_effusion')
-    rows = (Row(edema, .03, ('I:edema',)), Row(_MAYBE, .41, ('I:atelectasis', 'C1.2'), 'the similar film has none'),
-            Row(air, .02, ('I:pneumothorax',)), Row(_FLUID, .91, cited))
+    rows = (Row(edema, .03, ('I:edema',), '', 'absent'),
+            Row(_MAYBE, .41, ('I:atelectasis', 'C1.2'), 'the similar film has none', 'present or absent'),
+            Row(air, .02, ('I:pneumothorax',), '', 'absent'), Row(_FLUID, .91, cited, '', 'present'))
     said = (Sentence('There is a small right pleural effusion.', 'findings', (_FLUID,), ('I:pleural_effusion', 'C1.2')),
             Sentence('Possible left basal atelectasis.', 'findings', (_MAYBE,), ('I:atelectasis',)),
             Sentence('No edema or pneumothorax.', 'findings', (edema, air), ('I:edema', 'I:pneumothorax')),
@@ -143,7 +144,9 @@ def _by(s): return f' (by {plain(s.by)})' if s.by else '' # a sentence of anothe
 def _titled(title, lines): return [f'{title}:', *(f'  {line}' for line in lines or ['none']), '']
 
 # %% ../nbs/37_drafts.ipynb #draft-text-rows
-def _row_line(r): return f'{show_p(r.p):>5}  {STATUSES[r.finding.status]:<9} {describe(r.finding)}{_cite(r.evidence)}'
+def _row_line(r):
+    sure = f' {{{r.conformal}}}' if r.conformal else ''
+    return f'{show_p(r.p):>5}{sure}  {STATUSES[r.finding.status]:<9} {describe(r.finding)}{_cite(r.evidence)}'
 
 def conflicts(report:Report) -> list[str]:
     "What the sources of a report do not agree on, and what a second look changed."
@@ -160,7 +163,8 @@ def report_text(report:Report) -> str:
     for name, text in sections(report).items():
         said = [plain(s.text) + _cite(s.evidence) + _by(s) for s in report.sentences if s.section == name]
         lines += _titled(name.upper(), said or [text])
-    lines += _titled('PROBABILITY THAT IT IS THERE', [_row_line(r) for r in ranked(report.table)])
+    sure = ' {RIGHT NINE TIMES OF TEN}' if any(r.conformal for r in report.table.rows) else ''
+    lines += _titled(f'PROBABILITY THAT IT IS THERE{sure}', [_row_line(r) for r in ranked(report.table)])
     lines += _titled('CONFLICTS', conflicts(report)) + _titled('LEFT OUT', _dropped(report))
     seen = [f'{s.id} ({s.kind}, {plain(s.origin)}): {plain(s.text)}' for s in report.table.sources.values()]
     return '\n'.join(lines + _titled('EVIDENCE', seen) + [notice(report), ''])
@@ -211,7 +215,8 @@ def _interpretation(t):
 
 # %% ../nbs/37_drafts.ipynb #draft-steps-confidence
 def _confidence(t):
-    made = [_of_rows(f'{describe(r.finding)}: probability {show_p(r.p)}', [r]) for r in ranked(t) if r.finding.status]
+    def sure(r): return show_p(r.p) + (f'; right nine times of ten: {r.conformal}' if r.conformal else '')
+    made = [_of_rows(f'{describe(r.finding)}: probability {sure(r)}', [r]) for r in ranked(t) if r.finding.status]
     if t.rows:
         r = min(t.rows, key=lambda r: abs(r.p - .5))
         made.append(_of_rows(f'nearest to a coin toss is {r.finding.label.lower()}, {show_p(r.p)}', [r]))
@@ -294,7 +299,8 @@ REPORT_SCHEMA |= _object(
     second=_list(dict(type='object')), caution=_TEXT, generator=_FILLED, model=_TEXT, weights=_TEXT,
     sections=_object(**dict.fromkeys(SECTIONS, _FILLED)), sentences=_list(_object(**_SAID)),
     dropped=_list(_object(**_SAID, reason=_TEXT)),
-    rows=_list(_object(_DETAILS, **_FINDING, p=_P, evidence=_IDS, note=_TEXT)),
+    rows=_list(_object(_DETAILS, **_FINDING, p=_P, evidence=_IDS, note=_TEXT,
+                       conformal=_word('', *CONFORMAL.values()))),
     sources=_list(_object(id=_FILLED, kind=_word(*KINDS.values()), text=_TEXT, origin=_TEXT,
                           claims=_list(_object(_DETAILS, **_FINDING)))),
     reasoning=_object(image_id=_FILLED, steps=_list(_STEP, minItems=len(STEPS), maxItems=len(STEPS))),
@@ -456,8 +462,10 @@ def _table_html(report):
     def cells(r):
         sure = el('td', el('meter', min=0, max=1, value=f'{r.p:.3f}'), ' ', show_p(r.p))
         return el('tr', el('td', describe(r.finding)), el('td', STATUSES[r.finding.status]), sure,
-                  el('td', _links(report, r.evidence), class_='cite'), el('td', r.note))
-    head = el('tr', *(el('th', x) for x in ('finding', 'state', 'probability that it is there', 'evidence', 'note')))
+                  el('td', r.conformal or 'not known'), el('td', _links(report, r.evidence), class_='cite'),
+                  el('td', r.note))
+    titles = 'finding', 'state', 'probability that it is there', 'right nine times of ten', 'evidence', 'note'
+    head = el('tr', *(el('th', x) for x in titles))
     return _all([el('h2', 'Findings and confidence'), el('table', head, *map(cells, ranked(report.table)))])
 
 def _lists_html(report):

@@ -26,7 +26,8 @@ from .decoder import load_decoder
 from cxr_explain.drafts import (
     DRAFT, draw_overlay, hot_region, notice, plain, ranked, report_html, report_json, report_text, sections,
     validate_report)
-from .evidence import EvidenceTable, Film, Reporter, Row, load_reporter, make_table, see
+from .evidence import (
+    DEPTH, EvidenceTable, Film, K, Reporter, Row, find_cases, load_reporter, make_table, see)
 from .findings import ICD10, ICD10_FORMAT, LABELS, RADLEX, STATUSES, Finding, ancestors, slug, suggest_code
 from cxr_explain.generation import (
     ChatWriter, DecoderWriter, Report, Sentence, Template, VlmWriter, load_bank, read_record, report_record,
@@ -481,14 +482,16 @@ def draft_image(r:Reporter, path:str|Path, # DICOM, PNG or JPEG of a frontal fil
                 writer,                    # of `make_writer`
                 fallback:Template|None=None, # see `write_report`
                 view:str='',               # 'PA' or 'AP'; '': what a DICOM file says
-                indication:str='', prior:str|Path='', prior_report:str='' # the earlier film, and its report as text
+                indication:str='', prior:str|Path='', prior_report:str='', # the earlier film, and its report as text
+                k:int=K, bound:float|None=None # of `find_cases`
                ) -> tuple: # `Report`, (H,W) float32 in [0,1], regions for `draw_overlay`
     "A film to a draft."
     if prior_report and not prior: raise ValueError('a report of an earlier film needs that film, too: give prior')
     before = read_film(r, prior, report=prior_report)[1] if prior else None
     img, film = read_film(r, path, view, indication=indication, prior=before)
     if before and before.image_id == film.image_id: raise ValueError(f'{prior} is the same picture as {path}')
-    table, px = make_table(r, film), r.run.profile.px
+    if not 0 <= k <= DEPTH: raise ValueError(f'{k} similar films; give 0 to {DEPTH}')
+    table, px = make_table(r, film, find_cases(r, film, k, bound)), r.run.profile.px
     report = write_report(table, writer, fit(img, px)[0], fallback)
     return report, img, map_regions(film, table, img.shape, px)
 
@@ -496,7 +499,7 @@ def report_image(run:Run,            # of `open_run`
                  path:str|Path, out:str|Path, # the film; a folder, which is made
                  formats:tuple=tuple(FORMATS),
                  generator:str='template', url:str='', model:str='', remote:bool=False, # of `make_writer`
-                 **about             # view, indication, prior, prior_report of `draft_image`
+                 **about             # view, indication, prior, prior_report, k, bound of `draft_image`
                 ) -> dict:           # format -> path
     "A film to the files of a draft: the command `cxr-explain report`."
     writer = make_writer(run, generator, url, model, remote)

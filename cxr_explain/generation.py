@@ -66,7 +66,8 @@ def report_record(report:Report) -> dict: # for JSON
     "A report with its evidence; ids in sentences resolve in `sources`."
     t = report.table
     def said(s): return asdict(s) | dict(claims=[bare(f) for f in s.claims], evidence=list(s.evidence))
-    rows = [dict(bare(r.finding), p=round(r.p, 4), evidence=list(r.evidence), note=r.note) for r in t.rows]
+    rows = [dict(bare(r.finding), p=round(r.p, 4), evidence=list(r.evidence), note=r.note, conformal=r.conformal)
+            for r in t.rows]
     sources = [dict(id=s.id, kind=s.kind, text=s.text, origin=s.origin, claims=[bare(f) for f in s.claims])
                for s in t.sources.values()]
     return dict(image_id=t.image_id, view=t.view, indication=t.indication, prior=t.prior, k=t.k, second=list(t.second),
@@ -78,8 +79,9 @@ def read_record(d:dict) -> Report:
     "The inverse of `report_record`."
     def claims(found): return tuple(Finding(**c) for c in found)
     def said(s): return Sentence(s['text'], s['section'], claims(s['claims']), tuple(s['evidence']), s['by'])
-    own = ('p', 'evidence', 'note')
-    rows = tuple(Row(Finding(**{k: v for k, v in r.items() if k not in own}), r['p'], tuple(r['evidence']), r['note'])
+    own = ('p', 'evidence', 'note', 'conformal')
+    rows = tuple(Row(Finding(**{k: v for k, v in r.items() if k not in own}), r['p'], tuple(r['evidence']), r['note'],
+                     r['conformal'])
                  for r in d['rows'])
     sources = {s['id']: Source(s['id'], s['text'], s['origin'], claims(s['claims'])) for s in d['sources']}
     about = {k: d[k] for k in ('image_id', 'view', 'indication', 'prior', 'k', 'caution')}

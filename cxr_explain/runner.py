@@ -375,7 +375,7 @@ def _report(a):
     if run.profile.source == 'phantom': print(_module('evidence').PHANTOMS_ONLY)
     before = Path(a.prior_report).read_text(encoding='utf-8') if a.prior_report else ''
     paths = export.report_image(run, a.image, a.out, a.format, a.generator, a.url, a.model, a.remote, view=a.view,
-                                indication=a.indication, prior=a.prior, prior_report=before)
+                                indication=a.indication, prior=a.prior, prior_report=before, k=a.cases, bound=a.ratio)
     print('\n'.join(f'written: {path}' for path in paths.values()))
 
 # %% ../nbs/01_runner.ipynb #74ce58e5
@@ -399,6 +399,9 @@ _REPORT = {'image': dict(help='a frontal film: DICOM, PNG or JPEG')} | _RUN | {
     '--indication': dict(default='', metavar='TEXT', help='why the film was taken'),
     '--prior': dict(default='', metavar='IMAGE', help="the patient's earlier film"),
     '--prior-report': dict(default='', metavar='FILE', help='what was reported of it, as plain text'),
+    '--cases': dict(default=5, type=int, metavar='K', help='similar films to draw on, at most (default: %(default)s)'),
+    '--ratio': dict(default=None, type=float, metavar='B',
+                    help='only until the best score is B times that of the next (default: all K)'),
     '--generator': dict(default='template', choices=['template', 'decoder', 'vlm', 'chat'],
                         help='who words it (default: %(default)s)'),
     '--url': dict(default='', help='of a chat server, such as http://localhost:8080/v1'),

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['PERTURBATIONS', 'DETECTORS', 'bleu4', 'rouge_l', 'cider_d', 'score_words', 'score_reports', 'external_score', 'edits',
-           'is_error', 'perturb', 'reword', 'alarm', 'error_pairs', 'fit_alarms', 'catch_table', 'Question',
-           'make_questions', 'answer', 'ask_films', 'answers', 'blind_answers', 'score_answers', 'usual_report',
-           'control_reports']
+           'is_error', 'perturb', 'reword', 'reference_table', 'refused', 'alarm', 'error_pairs', 'fit_alarms',
+           'catch_table', 'Question', 'make_questions', 'answer', 'ask_films', 'answers', 'blind_answers',
+           'score_answers', 'usual_report', 'control_reports']
 
 # %% ../nbs/35_scoring.ipynb #sco-imports
 import importlib
@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,9 @@ import pandas as pd
 from .claims import (
     Key, as_table, body, in_words, phantom_facts, read_claims, reference_text, refers_to_prior, score_facts, tally)
 from .config import Run, make_rng
-from .findings import LABELS, ancestors, close_upward
+from .evidence import EvidenceTable, Row, Source
+from .findings import LABELS, ancestors, close_upward, describe
+from .generation import cite, claims_of, verify
 from .grammar import (
     CHANGE_TAILS, NOUNS, OBJECTS, SEVERITY_WORDS, denial_sentences, is_device, parse_report, sentence)
 from .metrics import Estimate, interval, ratio
@@ -185,7 +188,20 @@ def reword(text:str, rng:np.random.Generator) -> str|None: # None: there is no s
     return None
 
 # %% ../nbs/35_scoring.ipynb #sco-detect
-DETECTORS = 'facts', 'bleu', 'rouge'
+DETECTORS = 'facts', 'agreement', 'verifier', 'bleu', 'rouge'
+
+@lru_cache(maxsize=1024)
+def reference_table(text:str) -> EvidenceTable:
+    "What a report states, as a table whose only source is this report."
+    claims = [f for f in claims_of(text) if f.label != 'No Finding']
+    sources = {f'I:{k}': Source(f'I:{k}', describe(f), 'reference', (f,)) for k, f in enumerate(claims)}
+    rows = tuple(Row(f, float(f.status != 0), (i,)) for f, i in zip(claims, sources))
+    return EvidenceTable('reference', rows, sources, prior='earlier' if refers_to_prior(text) else '')
+
+def refused(text:str, reference:str) -> int: # sentences
+    "How many sentences the verifier would strike if the reference were all that is known."
+    t = reference_table(reference)
+    return len(verify(t, [cite(t, text[a:b]) for a, b in split_sentences(text)])[1])
 
 def alarm(text:str, reference:str) -> dict: # one number a detector
     "How far a report is from its reference."
@@ -195,7 +211,9 @@ def alarm(text:str, reference:str) -> dict: # one number a detector
     facts = t['errors'] + t['opposed'] + t['change_wrong'] + (refers_to_prior(text) and not refers_to_prior(reference))
     bleu = BLEU(lowercase=True, effective_order=True).sentence_score(text, [reference]).score/100
     rouge = RougeScorer(['rougeL']).score(reference, text)['rougeL'].fmeasure
-    return dict(facts=float(facts), bleu=1 - bleu, rouge=1 - rouge)
+    struck = max(0, refused(text, reference) - refused(reference, reference)) # it strikes some harmless ones, too
+    return dict(facts=float(facts), agreement=1 - t['agreement'], verifier=float(struck), bleu=1 - bleu,
+                rouge=1 - rouge)
 
 def error_pairs(texts, has_prior, seed:int) -> pd.DataFrame: # film, kind ('harmless' or an error), facts, bleu, rouge
     "All errors that can be put into these texts, and a rewording of each."
