@@ -78,7 +78,7 @@ class Row:
     p:float             # calibrated probability that it is there
     evidence:tuple      # ids of sources
     note:str = ''       # such as 'the picture and similar films disagree'
-    conformal:str = ''  # a value of `CONFORMAL`: what nine of ten films like this one are; '': not asked
+    conformal:str = ''  # a value of `CONFORMAL`: an answer that is right nine times of ten; '': not asked
 
 @dataclass(frozen=True)
 class EvidenceTable:
@@ -301,7 +301,7 @@ def find_cases(r:Reporter, film:Film, k:int=K, # at most
     at = np.unique(r.place.get_indexer(pd.concat(hits))) if len(hits) > 1 else r.place.get_indexer(hits[0])
     score = case_scores(r, film, at)
     order = np.lexsort((at, -score))[:k]
-    return at[order[:ratio_k(score[order], bound)] if bound and len(order) else order]
+    return at[order if bound is None or not len(order) else order[:ratio_k(score[order], bound)]]
 
 @lru_cache(maxsize=8192)
 def observations(text:str) -> tuple: # of (sentence, its `Finding`s)
