@@ -163,7 +163,7 @@ def report_text(report:Report) -> str:
     for name, text in sections(report).items():
         said = [plain(s.text) + _cite(s.evidence) + _by(s) for s in report.sentences if s.section == name]
         lines += _titled(name.upper(), said or [text])
-    sure = ' {RIGHT NINE TIMES OF TEN}' if any(r.conformal for r in report.table.rows) else ''
+    sure = ' {CONFORMAL SET AT 90 %}' if any(r.conformal for r in report.table.rows) else ''
     lines += _titled(f'PROBABILITY THAT IT IS THERE{sure}', [_row_line(r) for r in ranked(report.table)])
     lines += _titled('CONFLICTS', conflicts(report)) + _titled('LEFT OUT', _dropped(report))
     seen = [f'{s.id} ({s.kind}, {plain(s.origin)}): {plain(s.text)}' for s in report.table.sources.values()]
@@ -215,7 +215,7 @@ def _interpretation(t):
 
 # %% ../nbs/37_drafts.ipynb #draft-steps-confidence
 def _confidence(t):
-    def sure(r): return show_p(r.p) + (f'; right nine times of ten: {r.conformal}' if r.conformal else '')
+    def sure(r): return show_p(r.p) + (f'; conformal set at 90 %: {r.conformal}' if r.conformal else '')
     made = [_of_rows(f'{describe(r.finding)}: probability {sure(r)}', [r]) for r in ranked(t) if r.finding.status]
     if t.rows:
         r = min(t.rows, key=lambda r: abs(r.p - .5))
@@ -464,7 +464,7 @@ def _table_html(report):
         return el('tr', el('td', describe(r.finding)), el('td', STATUSES[r.finding.status]), sure,
                   el('td', r.conformal or 'not known'), el('td', _links(report, r.evidence), class_='cite'),
                   el('td', r.note))
-    titles = 'finding', 'state', 'probability that it is there', 'right nine times of ten', 'evidence', 'note'
+    titles = 'finding', 'state', 'probability that it is there', 'conformal set at 90 %', 'evidence', 'note'
     head = el('tr', *(el('th', x) for x in titles))
     return _all([el('h2', 'Findings and confidence'), el('table', head, *map(cells, ranked(report.table)))])
 

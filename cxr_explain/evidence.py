@@ -78,7 +78,7 @@ class Row:
     p:float             # calibrated probability that it is there
     evidence:tuple      # ids of sources
     note:str = ''       # such as 'the picture and similar films disagree'
-    conformal:str = ''  # a value of `CONFORMAL`: an answer that is right nine times of ten; '': not asked
+    conformal:str = ''  # a value of `CONFORMAL`: leaves out what is reported once in ten, either way; '': not known
 
 @dataclass(frozen=True)
 class EvidenceTable:
@@ -112,6 +112,7 @@ def without_orders(text:str) -> str:
     "A report without the sentences that tell somebody to do something."
     return ' '.join(s for s in (text[a:b].strip() for a, b in split_sentences(text)) if not ORDER.search(s))
 
+# %% ../nbs/32_evidence.ipynb #ev-film-class
 @dataclass(frozen=True)
 class Film:
     "A film as the models see it."
@@ -291,7 +292,7 @@ def ratio_k(score,           # (k,) best first
 
 def find_cases(r:Reporter, film:Film, k:int=K, # at most
                bound:float|None=None,          # of `ratio_k`; None: always k
-               by_label:bool=False # ask once for each finding that the picture shows, among films that state it
+               by_label:bool=False # ask for each finding that the picture shows, if any, among films that state it
               ) -> np.ndarray:     # positions in `r.space`, best first
     "Similar films, never of the same patient."
     named = [LABELS[j].lower() for j in range(1, len(LABELS)) if film.p[j] >= POSSIBLE]
@@ -299,6 +300,7 @@ def find_cases(r:Reporter, film:Film, k:int=K, # at most
     hits = [ask(r.cases, film.patient_id, film.emb, words=' '.join(named) or None, k=DEPTH,
                 where=dict(first=True) | only).id for only in [{c: True} for c in shown] or [{}]]
     at = np.unique(r.place.get_indexer(pd.concat(hits))) if len(hits) > 1 else r.place.get_indexer(hits[0])
+    if shown: at = at[r.y[at][:, [label_columns('label').index(c) for c in shown]].any(1)] # labels without orders
     score = case_scores(r, film, at)
     order = np.lexsort((at, -score))[:k]
     return at[order if bound is None or not len(order) else order[:ratio_k(score[order], bound)]]
@@ -483,8 +485,8 @@ def says(claims, f:Finding) -> bool:
                for c in claims)
 
 def card_sources(r:Reporter, f:Finding) -> list: # of `Source`
-    "What the cards define a finding as, and their sentence that is nearest to the words of the row."
-    if r.knowledge is None: return []
+    "The definition of a finding, and the sentence of its card or a related one that is nearest to the row's words."
+    if r.knowledge is None or slug(f.label) not in r.knowledge.cards: return []
     bare = replace(f, change=None)
     if bare not in r.known:
         hits = look_up(r.knowledge, f.label), look_up(r.knowledge, f.label, describe(bare), k=1)
@@ -520,6 +522,7 @@ def make_table(r:Reporter, film:Film,
     s, words, notes = states(p), words_of(r.fitted['words'], film.z, film.maps), disagreement(r, film, at)
     quotes, sources, rows = _quotes(r, at, film.prior), {}, []
     sets = conformal_sets(p[None], np.array(r.fitted['sets']))[0].tolist()
+    fitted = len(at) == K and not second # what the sets were fitted for
     for j in range(1, len(LABELS)):
         f = _finding(r, film, j, s[j], words[j])
         cited, films_cited = _picture(f, p[j]), set()
@@ -530,7 +533,7 @@ def make_table(r:Reporter, film:Film,
         if f.status: cited += card_sources(r, f)
         sources |= {q.id: q for q in cited}
         rows.append(Row(f, round(float(p[j]), 4), tuple(q.id for q in cited), notes[j],
-                        CONFORMAL[tuple(sets[j])]))
+                        CONFORMAL[tuple(sets[j])] if fitted else ''))
     prior = film.prior.image_id if film.prior else ''
     caution = PHANTOMS_ONLY if r.run.profile.source == 'phantom' else ''
     return EvidenceTable(film.image_id, tuple(rows), sources, film.view, film.indication, prior, len(at), log, caution)

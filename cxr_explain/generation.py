@@ -81,7 +81,7 @@ def read_record(d:dict) -> Report:
     def said(s): return Sentence(s['text'], s['section'], claims(s['claims']), tuple(s['evidence']), s['by'])
     own = ('p', 'evidence', 'note', 'conformal')
     rows = tuple(Row(Finding(**{k: v for k, v in r.items() if k not in own}), r['p'], tuple(r['evidence']), r['note'],
-                     r['conformal'])
+                     r.get('conformal', ''))
                  for r in d['rows'])
     sources = {s['id']: Source(s['id'], s['text'], s['origin'], claims(s['claims'])) for s in d['sources']}
     about = {k: d[k] for k in ('image_id', 'view', 'indication', 'prior', 'k', 'caution')}

@@ -39,6 +39,15 @@ def test_opposite_shares_words_and_no_facts():
     assert wrong['contradiction_rate', ''].value[0] == 1
 
 
+def test_the_same_text_alarms_nobody_and_a_wrong_side_does():
+    more = 'Possible trace apical pneumothorax.', 'The effusion is smaller.', 'Resolving pneumonia.'
+    texts = [*grammar_reports(), *more]
+    for t in texts: assert not any(v > 1e-9 for v in scoring.alarm(t, t).values()), t
+    wrong = [(t, w) for t in texts if (w := scoring.perturb(t, 'wrong_side', make_rng(0, 'side')))]
+    assert len(wrong) > 20
+    assert np.mean([scoring.alarm(w, t)['verifier'] > 0 for t, w in wrong]) > .9
+
+
 def test_grounding_survives_json():
     source = Source('C1.1', 'Edema.', 'x', (Finding('Edema'),))
     table = EvidenceTable('film', (Row(EDEMA, .8, ('C1.1',)),), {'C1.1': source})
