@@ -23,8 +23,8 @@ help: ## show this list
 
 # The environment is made once, and again when the package facts or the pinned versions change.
 $(READY): settings.ini constraints.txt setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || \
+	  { echo "Python 3.11.5 or newer is needed (the tested versions ask for it); try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "== environment in $(VENV): installing the tested versions (minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "Python cannot make an environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
