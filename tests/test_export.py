@@ -172,7 +172,7 @@ FLUID = LABELS.index('Pleural Effusion')
 def nearly_fitted(): # in place of `fit_reporter`: every film has an effusion, and it is on the right
     side = dict(classes=['left', 'right'], coef=[[0.]*32]*2, bias=[0., 1.], least=0., labels=[FLUID])
     words = dict(sd=[1.]*14, side=side, zone={}, severity={})
-    return dict(weights=[1., 0., 0., 0.], fusion=[[1., 0., 0.]]*14, words=words, change={})
+    return dict(weights=[1., 0., 0., 0.], fusion=[[1., 0., 0.]]*14, words=words, change={}, sets=[[.1]*14]*2)
 
 
 def untrained(run, folder):
@@ -188,7 +188,7 @@ def untrained(run, folder):
     cases = create_index(folder/'index', 'cases', 16, dict(patient_id='str', first='bool'), 'm')
     cases.add(rows.image_id.tolist(), emb, rows.findings.tolist(), rows[['patient_id']].assign(first=True))
     space = Space('clip', rows, emb, emb, rows.findings.tolist())
-    return Reporter(run, net, np.ones(14), clip, dict(image=cases), space, {}, nearly_fitted())
+    return Reporter(run, net, np.ones(14), clip, dict(image=cases), space, None, nearly_fitted())
 
 
 @pytest.fixture
