@@ -114,8 +114,8 @@ def _index(folder, kind, tasks, records, ids, **more): # write index.json and id
     index = dict(rows=len(ids), **more, shards=shards, ids_sha256=file_sha256(root/'ids.txt'))
     with atomic_path(root/'index.json') as tmp: tmp.write_text(json.dumps(index, indent=1) + '\n', encoding='utf-8')
     known = {'index.json', 'ids.txt', *(t.file(kind).name for t in tasks), *(t.record().name for t in tasks)}
-    for f in root.iterdir():
-        if re.fullmatch(r'\d{5}\.(npy|json)', f.name) and f.name not in known: f.unlink()
+    for f in root.iterdir(): # the second pattern: a temporary of `atomic_path`
+        if re.fullmatch(r'\d{5}\.(npy|json)|\.(\d{5}|index|ids)\.\w+\..+', f.name) and f.name not in known: f.unlink()
 
 # %% ../nbs/15_cache.ipynb #5438521a
 def _code_of(make): # hashes of the modules behind `make` and this one

@@ -139,7 +139,7 @@ SETTINGS = dict(
     phantom=_USUAL,
     real=_USUAL,
     gpu=Settings(embed=256, text_width=256, text_layers=4, length=128,
-                 recipe=Recipe(epochs=20, batch=256, lr=1e-3, wd=.1, precision='bf16', workers=12)),
+                 recipe=Recipe(epochs=20, batch=256, optimizer='muon', lr=1e-3, wd=.1, precision='bf16', workers=12)),
     mimic=Settings(name='ViT-B-32', weights='openai', length=77,
                    recipe=Recipe(epochs=10, batch=512, lr=2e-5, wd=.1, precision='bf16', workers=12)))
 _LONGER = dict(smoke=4, phantom=12, real=6, gpu=40, mimic=30) # epochs without labels
@@ -149,7 +149,7 @@ def get_settings(run:Run, name:str='clip', # or 'clip_label_free'
     "The settings of a run's profile and seed."
     s, free = SETTINGS[run.profile.name], dict(start='scratch')
     recipe = dataclasses.replace(s.recipe, seed=run.profile.seed)
-    if name == 'clip_label_free': recipe = dataclasses.replace(recipe, epochs=_LONGER[run.profile.name])
+    if name == 'clip_label_free': recipe = dataclasses.replace(recipe, epochs=_LONGER[run.profile.name], patience=99)
     return dataclasses.replace(s, recipe=recipe, **((free if name == 'clip_label_free' else {}) | changes))
 
 def is_label_free(s:Settings) -> bool:

@@ -283,11 +283,11 @@ def case_scores(r:Reporter, film:Film, at) -> np.ndarray: # (k,) positions -> (k
     return e @ np.asarray(r.fitted['weights'], float)
 
 def ratio_k(score,           # (k,) best first
-            bound:float=1.5) -> int: # cases to keep, at least one
+            bound:float=1.5) -> int: # cases to keep, at least one if there are any
     "Keep cases until the best score is `bound` times this one; a score of 0 or less is never kept."
     score = np.asarray(score, float)
     if bound <= 1: raise ValueError(f'bound={bound}; a ratio to the best score is 1 or more, so give more than 1')
-    stop = np.flatnonzero((score <= 0) | (score[0] >= bound*score))
+    stop = np.flatnonzero((score <= 0) | (score[:1] >= bound*score))
     return max(1, int(stop[0])) if len(stop) else len(score)
 
 def find_cases(r:Reporter, film:Film, k:int=K, # at most
@@ -303,7 +303,7 @@ def find_cases(r:Reporter, film:Film, k:int=K, # at most
     if shown: at = at[r.y[at][:, [label_columns('label').index(c) for c in shown]].any(1)] # labels without orders
     score = case_scores(r, film, at)
     order = np.lexsort((at, -score))[:k]
-    return at[order if bound is None or not len(order) else order[:ratio_k(score[order], bound)]]
+    return at[order if bound is None else order[:ratio_k(score[order], bound)]]
 
 @lru_cache(maxsize=8192)
 def observations(text:str) -> tuple: # of (sentence, its `Finding`s)

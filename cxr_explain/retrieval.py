@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['CASE_FIELDS', 'EVIDENCE', 'GRID', 'Space', 'has_pairs', 'load_space', 'untrained_space', 'case_fields', 'model_key',
-           'build_cases', 'open_cases', 'as_vector', 'ask', 'own_prior', 'overlap', 'ndcg_rows', 'share_at',
-           'label_table', 'word_list', 'tfidf_vectors', 'bm25', 'record_pairs', 'record_perfect', 'fused', 'word_ways',
-           'text_ways', 'record_labels', 'label_difference', 'record_difference', 'finding_table', 'record_findings',
+           'build_cases', 'open_cases', 'as_vector', 'ask', 'own_prior', 'overlap', 'ndcg_rows', 'label_table',
+           'word_list', 'tfidf_vectors', 'bm25', 'record_pairs', 'record_perfect', 'fused', 'word_ways', 'text_ways',
+           'record_labels', 'label_difference', 'compare_ways', 'record_family', 'finding_table', 'record_findings',
            'evidence', 'rerank', 'as_similarity', 'candidates', 'choose_weights', 'topk_table', 'name_labels',
            'show_neighbours', 'main_finding', 'embedding_map', 'openi_study', 'openi_sections', 'section_study',
            'real_features', 'deep_features', 'real_images']
@@ -23,14 +23,14 @@ from .cache import Cache
 from .clip import (
     count_copies, gallery_tables, get_settings, make_clip, one_each, pair_rows, record_oracle, statements)
 from .cnn import build_cnn, phantom_network
-from .comparison import difference, p_value
+from .comparison import difference, holm, p_value
 from .config import Run, file_sha256, make_rng
 from .data import SMALL
 from .findings import LABELS, label_columns
 from .index import create_index, exact_topk, measure_search, open_index
 from .metrics import Estimate, few_positives, interval, ratio
 from .reports import openi_part, read_openi
-from .scores import record_table, retrieval_table
+from .scores import precision_at, record_table, retrieval_table
 from .towers import embed_rows, embed_texts, load_clip, load_embeddings
 
 # %% ../nbs/28_retrieval.ipynb #c7a94f58
@@ -153,11 +153,6 @@ def ndcg_rows(sim, gain, k:int=10) -> tuple[np.ndarray, np.ndarray]: # (Q,G) eac
     best = np.where(gain.any(1), total(gain), np.nan)
     return total(sim)/best, gain.mean(1)*discount.sum()/best
 
-def share_at(k:int, sim, right, patients) -> Estimate: # (Q,G), (Q,G) bool
-    "Share of right items among the first k, ties in the gallery's order: copies of a text get equal scores."
-    first = np.argsort(-sim, axis=1, kind='stable')[:, :k]
-    return ratio(np.take_along_axis(right, first, 1).mean(1), np.ones(len(sim)), patients)
-
 def label_table(sim,         # (Q,G)
                 yq, yg,      # (Q,L), (G,L) bool
                 patients=None) -> pd.DataFrame: # rows precision_at_5, ndcg_at_10 with chance and ceiling
@@ -167,7 +162,7 @@ def label_table(sim,         # (Q,G)
     who = np.arange(len(sim)) if patients is None else np.asarray(patients)[asked]
     ndcg, chance = ndcg_rows(sim, gain)
     right = gain > 0
-    made = [('precision_at_5', share_at(5, sim, right, who), right.mean(), np.minimum(5, right.sum(1)).mean()/5),
+    made = [('precision_at_5', precision_at(5, sim, right, who), right.mean(), np.minimum(5, right.sum(1)).mean()/5),
             ('ndcg_at_10', ratio(ndcg, np.ones(len(ndcg)), who), np.nanmean(chance), 1.)]
     about = dict(n=int(asked.sum()), patients=len(np.unique(who)), gallery=sim.shape[1])
     return pd.DataFrame([dict(name=n, value=e.value[0], **dict(zip(('low', 'high'), interval(e).ravel())),
@@ -255,15 +250,18 @@ def label_difference(a, b, yq, yg, patients) -> Estimate: # (Q,G) each
     who = np.asarray(patients)[asked]
     return difference(*(ratio(ndcg_rows(s[asked], gain)[0], np.ones(len(who)), who) for s in (a, b)))
 
-def record_difference(run:Run, pair:str, a, b, q:Space, g:Space, against:str='label', **fields) -> dict:
-    "Keep such a difference with interval and p."
+def compare_ways(pair:str, a, b, q:Space, g:Space, against:str='label', **fields) -> dict: # a row
+    "Such a difference with interval and p."
     yq, yg = score_targets(q.rows, against) == 1, score_targets(g.rows, against) == 1
-    d = label_difference(a, b, yq, yg, q.rows.patient_id)
-    r = dict(value=d.value[0], **dict(zip(('low', 'high'), interval(d).ravel())), n=int(yq.any(1).sum()),
-             patients=int(yq.any(1).sum()), p=p_value(d)[0])
-    table = pd.DataFrame([dict(name='ndcg_difference', **r)])
-    record_table(run, table, pair=pair, part='test', against=against, **fields)
-    return r
+    d, n = label_difference(a, b, yq, yg, q.rows.patient_id), int(yq.any(1).sum())
+    return dict(name='ndcg_difference', value=d.value[0], **dict(zip(('low', 'high'), interval(d).ravel())), n=n,
+                patients=n, p=p_value(d)[0], pair=pair, against=against, **fields)
+
+def record_family(run:Run, rows:list) -> pd.DataFrame: # of `compare_ways`; also p_holm
+    "Keep differences that were asked together, with p after Holm."
+    t = pd.DataFrame(rows)
+    record_table(run, t.assign(p_holm=holm(t.p)), part='test')
+    return t.assign(p_holm=holm(t.p))
 
 # %% ../nbs/28_retrieval.ipynb #f35426ac
 def finding_table(sim, yq, yg, patients, few:int=SMALL # queries below which nothing is said
@@ -276,7 +274,7 @@ def finding_table(sim, yq, yg, patients, few:int=SMALL # queries below which not
         row = dict(name='precision_at_5', finding=label, n=int(m.sum()), patients=len(np.unique(who)), gallery=len(yg),
                    chance=yg[:, j].mean(), value=np.nan, low=np.nan, high=np.nan)
         if m.sum() >= few:
-            e = share_at(5, sim[m], np.tile(yg[:, j], (m.sum(), 1)), who)
+            e = precision_at(5, sim[m], np.tile(yg[:, j], (m.sum(), 1)), who)
             row |= dict(value=e.value[0], low=interval(e)[0, 0], high=interval(e)[1, 0])
         rows.append(row)
     return pd.DataFrame(rows)

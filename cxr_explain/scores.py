@@ -56,10 +56,13 @@ def reciprocal_rank(sim, relevant, patients=None, copies=None) -> Estimate:
 
 # %% ../nbs/23_scores.ipynb #5beb5a9a
 def precision_at(k:int, sim, relevant, patients=None) -> Estimate:
-    "Share of right items among the first k; of items that tie, wrong ones come first."
+    "Share of right items among the first k; of items that tie at the end of the list, the share expected of a draw."
     sim, relevant = _right(sim, relevant)
-    order = np.lexsort((relevant, -sim), axis=1)[:, :k]
-    return ratio(np.take_along_axis(relevant, order, 1).mean(1), np.ones(len(sim)), patients)
+    last = -np.partition(-sim, min(k, sim.shape[1]) - 1, axis=1)[:, [min(k, sim.shape[1]) - 1]] # score of the k-th
+    above, tied = sim > last, sim == last
+    drawn = (k - above.sum(1)).clip(max=tied.sum(1))
+    right = (relevant & above).sum(1) + drawn*(relevant & tied).sum(1)/tied.sum(1)
+    return ratio(right/k, np.ones(len(sim)), patients)
 
 def ndcg_at(k:int,
             sim,     # (Q,G)

@@ -220,7 +220,7 @@ def alarm(text:str, reference:str) -> dict: # one number a detector
     return dict(facts=float(facts), agreement=best['agreement'] - t['agreement'], verifier=float(struck), bleu=1 - bleu,
                 rouge=1 - rouge)
 
-def error_pairs(texts, has_prior, seed:int) -> pd.DataFrame: # film, kind ('harmless' or an error), facts, bleu, rouge
+def error_pairs(texts, has_prior, seed:int) -> pd.DataFrame: # film, kind ('harmless' or an error), a column a detector
     "All errors that can be put into these texts, and a rewording of each."
     rows = []
     for i, (text, prior) in enumerate(zip(texts, has_prior)):

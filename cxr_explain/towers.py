@@ -269,7 +269,7 @@ def frozen_tensors(clip:Clip) -> dict: # name -> copy
 
 def check_frozen(clip:Clip, before:dict): # of `frozen_tensors`
     "Raises `RuntimeError` if a frozen tensor has changed by a single bit."
-    now = frozen_tensors(clip)
+    now = clip.model.state_dict()
     moved = [n for n, t in before.items() if not torch.equal(t, now[n])]
     if moved: raise RuntimeError(f'{len(moved)} frozen tensors changed, such as {moved[0]}')
 
@@ -317,7 +317,7 @@ def _read_tokenizer(folder, config):
         raise StaleArtefact(f'{path} is missing or is not the tokenizer of its model; run this chapter again')
     return Tokenizer.from_file(str(path))
 
-def _here(config, folder): # a tower of transformers finds its own configuration beside its weights
+def _point_at(config, folder): # a tower of transformers finds its own configuration beside its weights
     own = config.get('open_clip', {})
     if 'hf_model_name' not in own.get('text_cfg', {}): return config
     return config | dict(open_clip=own | dict(text_cfg=own['text_cfg'] | dict(hf_model_name=str(folder))))
@@ -325,7 +325,7 @@ def _here(config, folder): # a tower of transformers finds its own configuration
 def load_clip(run:Run, name:str='clip') -> Clip: # in evaluation mode
     "Build a kept model again. Raises `MissingArtefact`, `StaleArtefact`."
     folder = run.path(f'models/{name}')
-    return load_model(run, name, lambda config: build_clip(_here(config, folder), _read_tokenizer(folder, config)))
+    return load_model(run, name, lambda config: build_clip(_point_at(config, folder), _read_tokenizer(folder, config)))
 
 # %% ../nbs/24_towers.ipynb #62d82069
 @torch.inference_mode()
@@ -435,7 +435,7 @@ def _config_of(name):
     if name.startswith('local-dir:'):
         folder = Path(name.removeprefix('local-dir:'))
         found = json.loads((folder/'open_clip_config.json').read_text(encoding='utf-8'))['model_cfg']
-        if (folder/'config.json').is_file(): found = _here(dict(open_clip=found), folder)['open_clip']
+        if (folder/'config.json').is_file(): found = _point_at(dict(open_clip=found), folder)['open_clip']
     elif name.startswith('hf-hub:'): found = _get_hf_config(name.removeprefix('hf-hub:'))['model_cfg']
     else: found = open_clip.get_model_config(name)
     towers = dict(text_cfg=dict(hf_model_pretrained=False), vision_cfg=dict(timm_model_pretrained=False))

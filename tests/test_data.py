@@ -104,6 +104,18 @@ def test_killed_and_called_again_gives_the_same_bytes(tmp_path):
     assert digests(tmp_path/'killed') == digests(tmp_path/'whole')
 
 
+@pytest.mark.parametrize('kind', ['pixels', 'masks'])
+def test_half_written_files_of_killed_workers_are_removed(tmp_path, kind):
+    build_cache(tmp_path, items(8), noise, PX, shard=4)
+    whole = digests(tmp_path)
+    left = ['.00001.npy.k2x_9a.npy', '.index.json.abcdefgh.json', '.ids.txt.x1.txt'] # names of `atomic_path`
+    for name in left + ['.00000.json.a_b.json']*(kind == 'pixels'): (tmp_path/kind/name).write_bytes(b'half')
+    (tmp_path/kind/'.note').touch() # not ours
+    assert build_cache(tmp_path, items(8), noise, PX, shard=4)[1] == 0
+    (tmp_path/kind/'.note').unlink()
+    assert digests(tmp_path) == whole
+
+
 def test_workers_end_with_their_parent(tmp_path):
     psutil = pytest.importorskip('psutil')
     process, pixels = subprocess.Popen(command(tmp_path, 'x', 4000)), tmp_path/'x'/'pixels'
